@@ -1,0 +1,48 @@
+"""What can go wrong between two peers, and whose fault it is.
+
+```
+ProtocolError
+├── LocalProtocolError    this side was about to break the protocol: a bug of ours; nothing was sent
+└── RemoteProtocolError   the peer broke the protocol; close the connection with `close_code`
+```
+
+These are the only errors of the package that its callers must expect. It knows no sockets: the close codes are numbers
+of RFC 6455, section 7.4.1, which the caller hands to its WebSocket library.
+"""
+
+PROTOCOL_VIOLATION = 1002
+"""A well-formed message that this state, or what was agreed before, does not allow."""
+
+UNSUPPORTED_DATA = 1003
+"""A text message; all of ours are binary."""
+
+INVALID_DATA = 1007
+"""Bytes that are no message, or tensors that are not the announced ones."""
+
+TOO_BIG = 1009
+"""More bytes than a message or a transfer may have."""
+
+
+class ProtocolError(Exception):
+    """Root of the errors of the wire."""
+
+
+class LocalProtocolError(ProtocolError):
+    """This side tried to send what its state does not allow."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer sent what it must not send.
+
+    `close_code` is the WebSocket close code to answer with. The message is one printable line of 300 characters at
+    most, whatever the peer sent, and so is safe for a log or a terminal.
+    """
+
+    def __init__(self, why: str, close_code: int = PROTOCOL_VIOLATION) -> None:
+        super().__init__(one_line(why)[:300])
+        self.close_code = close_code
+
+
+def one_line(text: str) -> str:
+    """`text` with every character that is not printable (line ends, escapes, direction marks) as a space."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
