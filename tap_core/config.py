@@ -1,0 +1,267 @@
+"""The federation's settings: `federation.toml` as a frozen pydantic model (METHOD.md section 6 names the quantities).
+
+It knows the file format and the limits of each value. It does not know tensors, devices or sockets, and needs no torch.
+"""
+
+import difflib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_origin
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tap_core.components import Modality, TaskKind
+from tap_core.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+"""A name of a federation, device or task: lower-case letters, digits, "_" and "-", 64 characters at most."""
+
+
+class Settings(BaseModel):
+    """Base of every settings table: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("names a value twice")
+    return values
+
+
+class TaskConfig(Settings):
+    """One task of the federation: t(o), M(o) and what its decoder must put out."""
+
+    name: Name = Field(description="Filled in from the table's name.")
+    kind: TaskKind
+    inputs: Annotated[tuple[Modality, ...], AfterValidator(_distinct)] = Field(min_length=1)
+    classes: Annotated[tuple[str, ...], AfterValidator(_distinct)] = Field(
+        default=(), description="Class names, for the classification kinds, in the order of the decoder's outputs."
+    )
+    length: int = Field(default=32, ge=2, le=1024, description="Most target tokens, for text_generation.")
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> "TaskConfig":
+        classifies = self.kind in ("image_classification", "text_classification")
+        if classifies and len(self.classes) < 2:
+            raise ValueError(f"a {self.kind} task needs 'classes' with two names or more")
+        if not classifies and self.classes:
+            raise ValueError(f"a {self.kind} task takes no 'classes'")
+        required = {"image_classification": "image", "text_classification": "text"}.get(self.kind)
+        if required and required not in self.inputs:
+            raise ValueError(f"a {self.kind} task needs {required!r} among its 'inputs'")
+        return self
+
+
+class LoraRank(Settings):
+    """Rank r and alpha of one group of adapters; the adapter's output is scaled by alpha / r."""
+
+    rank: int = Field(ge=1, le=1024)
+    alpha: float = Field(gt=0)
+
+
+class LoraConfig(Settings):
+    """Ranks of the three groups of adapters and the dropout before them."""
+
+    encoder: LoraRank = LoraRank(rank=8, alpha=16)
+    attention: LoraRank = LoraRank(rank=16, alpha=32)
+    expert: LoraRank = LoraRank(rank=4, alpha=8)
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+
+
+class ModelConfig(Settings):
+    """Sizes of what is built around the frozen encoders (METHOD.md section 3)."""
+
+    stage_layers: int = Field(default=1, ge=1, description="L: MoTE layers, and as many MoME layers after them.")
+    text_decoder_layers: int = Field(default=2, ge=1)
+    text_decoder_width: int = Field(default=256, ge=8, description="At most the hidden size is used.")
+    image_decoder_width: int = Field(default=128, ge=8, description="Channels of the first transposed convolution.")
+
+
+class RoundsConfig(Settings):
+    """How rounds are made up and when they close."""
+
+    total: int = Field(default=200, ge=1, description="T, the number of rounds.")
+    clients_per_round: int = Field(default=2, ge=1, description="Devices sampled for each round.")
+    min_devices: int = Field(
+        default=1, ge=1, description="Devices that must have joined before the first round starts."
+    )
+    min_updates: int = Field(default=1, ge=1, description="Updates without which a round fails and changes nothing.")
+    deadline: float = Field(default=3600, gt=0, description="Seconds after which a round closes without the missing.")
+    min_cohort: int = Field(default=1, ge=1, description="Owners that must report before a component is updated.")
+
+    @model_validator(mode="after")
+    def _quorum_can_be_met(self) -> "RoundsConfig":
+        if self.min_updates > self.clients_per_round:
+            raise ValueError("'min_updates' exceeds 'clients_per_round', so no round could ever succeed")
+        return self
+
+
+class TrainingConfig(Settings):
+    """One phase of local training (METHOD.md section 4, steps 2 and 4)."""
+
+    steps: int = Field(default=20, ge=1, description="tau, optimizer steps per phase.")
+    batch_size: int = Field(default=32, ge=1, description="Examples per batch, shared among the device's tasks.")
+    accumulation: int = Field(default=1, ge=1, description="Batches per optimizer step.")
+    learning_rate: float = Field(default=2e-4, gt=0)
+    warmup_rounds: int = Field(default=20, ge=0, description="Rounds of linear warm-up; constant afterwards.")
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    text_length: int = Field(default=256, ge=4, le=4096, description="Most tokens of an input text.")
+
+
+class PerKind(Settings):
+    """One number for each task kind."""
+
+    image_classification: float = Field(default=0.01, ge=0)
+    text_classification: float = Field(default=0.005, ge=0)
+    image_generation: float = Field(default=0.005, ge=0)
+    text_generation: float = Field(default=0.01, ge=0)
+
+    def of(self, kind: TaskKind) -> float:
+        value: float = getattr(self, kind)
+        return value
+
+
+class TapConfig(Settings):
+    """Margin replacement (METHOD.md section 4, step 3)."""
+
+    margins: PerKind = PerKind()
+    shared_replacement: Literal["all", "any"] = "all"
+
+
+class DistillationConfig(Settings):
+    """Stage 2 (METHOD.md section 5)."""
+
+    steps: int = Field(
+        default=50, ge=0, description="P, steps of the teacher and then of the student; 0 skips stage 2."
+    )
+    learning_rate: float = Field(default=1e-4, gt=0)
+    temperature: float = Field(default=1.0, gt=0, description="T of the softmax.")
+    beta: PerKind = PerKind(
+        image_classification=0.5, text_classification=0.5, image_generation=0.5, text_generation=0.5
+    )
+
+
+class WireConfig(Settings):
+    """How components travel and rest."""
+
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+
+class FederationConfig(Settings):
+    """The whole of `federation.toml`."""
+
+    name: Name
+    foundation: str = Field(min_length=1, description="Hub id or directory of the pretrained FLAVA model.")
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    tasks: dict[Name, TaskConfig] = Field(min_length=1)
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    rounds: RoundsConfig = RoundsConfig()
+    training: TrainingConfig = TrainingConfig()
+    tap: TapConfig = TapConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    wire: WireConfig = WireConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_tasks(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(values.get("tasks"), Mapping):
+            tasks = {k: {"name": k, **v} if isinstance(v, Mapping) else v for k, v in values["tasks"].items()}
+            return {**values, "tasks": tasks}
+        return values
+
+    def tasks_named(self, names: Any) -> tuple[TaskConfig, ...]:
+        """The tasks with these names, sorted by name. Raises UsageError for a name the federation lacks."""
+        found = []
+        for name in sorted(names):
+            if name not in self.tasks:
+                raise UsageError(
+                    f"federation {self.name!r} has no task {name!r}; its tasks are {', '.join(sorted(self.tasks))}"
+                )
+            found.append(self.tasks[name])
+        return tuple(found)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_toml(path: Path, model: type[Model]) -> Model:
+    """Read a TOML file into a settings model.
+
+    Raises UsageError, in one line, if the file is missing, is not TOML, or holds a wrong value or an unknown key (the
+    nearest known key is named).
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file; give the path of an existing TOML file") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a directory; give the path of a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+    return validate(values, model, source=str(path))
+
+
+def validate(values: Any, model: type[Model], *, source: str) -> Model:
+    """``model`` from parsed ``values``; raises UsageError with the first problem in one line, headed by ``source``."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{source}: {explain(error, model)}") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem of a validation error in one line, with the nearest known key for an unknown one.
+
+    Unknown keys go first: a misspelt key is also a missing one, and its own name says more.
+    """
+    problems = error.errors(include_url=False)
+    problem = min(problems, key=lambda found: found["type"] != "extra_forbidden")
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(model, problem["loc"][:-1])
+        nearest = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(sorted(known))}"
+        return f"unknown key {where!r}; {hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"key {where!r} is missing; add it"
+    given = problem.get("input")
+    shown = "" if isinstance(given, (Mapping, list)) else f" (got {json.dumps(given, default=str)})"
+    return f"{where or 'the file'}: {message}{shown}"
+
+
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys known at a location inside a model: steps through nested models and dictionaries of models."""
+    current: Any = model
+    for part in location:
+        if not (isinstance(current, type) and issubclass(current, BaseModel)):
+            current = _model_inside(current)  # `part` is a key or index of a container, not a field
+            continue
+        field = current.model_fields.get(str(part))
+        if field is None:
+            return []
+        is_container = get_origin(field.annotation) in (dict, list, tuple)
+        current = field.annotation if is_container else _model_inside(field.annotation)
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+def _model_inside(annotation: Any) -> Any:
+    """The model in an annotation such as ``dict[str, TaskConfig]`` or ``TaskConfig | None``; else the annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in reversed(getattr(annotation, "__args__", ())):
+        inside = _model_inside(argument)
+        if isinstance(inside, type) and issubclass(inside, BaseModel):
+            return inside
+    return annotation
