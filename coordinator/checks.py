@@ -1,0 +1,115 @@
+"""What a device may say: hello and update against the federation's manifest, before anything is stored or asked for.
+
+It knows messages, shapes and counts; it does not know connections, files or rounds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from coordinator.forms import Form
+from coordinator.store import Contribution
+from protocol.errors import RemoteProtocolError
+from protocol.messages import Hello, Update
+from tap_core.components import examples_per_component, owned_components
+from tap_core.config import TaskConfig
+from tap_core.manifest import FederationManifest
+
+MAX_EXAMPLES = 10**12
+"""Training examples of one task beyond which a hello is not believed."""
+
+
+class Unacceptable(Exception):
+    """What a device said is refused: a code for programs, and why and how to mend it, one line each, for people."""
+
+    def __init__(self, code: str, why: str, fix: str = ""):
+        super().__init__(f"{code}: {why}")
+        self.code, self.why, self.fix = code, why, fix
+
+
+@dataclass(frozen=True)
+class Membership:
+    """What follows from an accepted hello: the components it owns and the most examples it may claim for each."""
+
+    tasks: dict[str, int]
+    owned: tuple[str, ...]
+    examples: dict[str, int]
+
+
+def check_hello(hello: Hello, device: str, manifest: FederationManifest) -> Membership:
+    """The membership of ``device``, the one that the token belongs to. Raises Unacceptable."""
+    config = manifest.config
+    if hello.device != device:
+        raise Unacceptable(
+            "wrong_device",
+            f"the token belongs to device {device!r}, not to {hello.device!r}",
+            "set device_id to the name that the token was enrolled for",
+        )
+    if hello.federation != config.name:
+        raise Unacceptable(
+            "wrong_federation",
+            f"this coordinator serves federation {config.name!r}, not {hello.federation!r}",
+            "correct 'federation' or 'coordinator' in client.toml",
+        )
+    if hello.schema_version != manifest.schema_version:
+        raise Unacceptable(
+            "schema",
+            f"the federation has schema {manifest.schema_version} and the device speaks {hello.schema_version}",
+            "install the version of tap-edge that the coordinator runs",
+        )
+    if hello.foundation != manifest.foundation_digest:
+        raise Unacceptable(
+            "foundation",
+            f"the device holds foundation {hello.foundation[:12]}, the federation {manifest.foundation_digest[:12]}",
+            f"point 'foundation' in client.toml at the weights of {config.foundation}",
+        )
+    tasks = _known_tasks(hello.tasks, config.tasks)
+    examples = examples_per_component(tasks, hello.tasks)
+    return Membership(dict(hello.tasks), owned_components(tasks), examples)
+
+
+def _known_tasks(named: Mapping[str, int], known: Mapping[str, TaskConfig]) -> list[TaskConfig]:
+    if not named:
+        raise Unacceptable("no_tasks", "the device has no task", "add a [tasks.NAME] table to client.toml")
+    for name, count in sorted(named.items()):
+        if name not in known:
+            raise Unacceptable(
+                "unknown_task",
+                f"the federation has no task {name!r}; its tasks are {', '.join(sorted(known))}",
+                "name one of the federation's tasks in client.toml",
+            )
+        if not 0 < count <= MAX_EXAMPLES:
+            raise Unacceptable("examples", f"task {name!r} has {count} training examples", "give it training data")
+    return [known[name] for name in sorted(named)]
+
+
+def check_update(update: Update, membership: Membership, forms: Mapping[str, Form]) -> dict[str, Contribution]:
+    """The update's contributions by component, from what it says of itself. Raises Unacceptable.
+
+    It must name exactly the components that the device owns, with sizes that their tensors can have, and claim no more
+    examples than the hello announced.
+    """
+    named = [ref.name for ref in update.components]
+    if sorted(named) != sorted(membership.owned):
+        odd = sorted(set(named) ^ set(membership.owned)) or [name for name in named if named.count(name) > 1]
+        raise Unacceptable("components", f"the update must hold exactly the owned components; see {odd[0]!r}")
+    if set(update.examples) != set(membership.owned):
+        raise Unacceptable("examples", "the update must give the number of examples of exactly the owned components")
+    contributions = {}
+    for ref in update.components:
+        count, most = update.examples[ref.name], membership.examples[ref.name]
+        if not 0 < count <= most:
+            raise Unacceptable("examples", f"{ref.name!r}: {count} examples, of at most {most} that were announced")
+        if not 0 < ref.size <= forms[ref.name].limit:
+            raise Unacceptable("size", f"{ref.name!r}: {ref.size} bytes, of at most {forms[ref.name].limit}")
+        if ref.version != update.round:
+            raise Unacceptable("version", f"{ref.name!r}: version {ref.version} in an update of round {update.round}")
+        contributions[ref.name] = Contribution(ref.digest, ref.size, count)
+    return contributions
+
+
+def check_component(form: Form, data: bytes) -> None:
+    """Raise Unacceptable unless ``data`` is the component's tensors: names, shapes, dtype, and finite values."""
+    try:
+        form.check(data)
+    except RemoteProtocolError as error:
+        raise Unacceptable("tensors", f"{form.name!r}: {error}") from None

@@ -1,0 +1,273 @@
+"""The command `tap-coordinator`. It knows arguments and how facts are printed; each command hands over to one function.
+
+Commands other than `serve` work on the store, and so whether or not the service runs.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from coordinator.config import ServiceSettings, StatePaths, load_settings
+from coordinator.database import connect
+from coordinator.identity import new_token, token_digest
+from coordinator.lock import is_locked
+from coordinator.registry import Device
+from coordinator.standing import recorded
+from coordinator.store import Store
+from tap_core.config import NAME_PATTERN
+from tap_core.errors import TapError, UsageError
+from tap_core.manifest import load_manifest
+
+STOP_SECONDS = 30.0
+
+app = typer.Typer(
+    name="tap-coordinator",
+    help="Serve a federation of devices, and look after it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Federation directory, made by tap init.")]
+Database = Annotated[str | None, typer.Option(help=str(ServiceSettings.model_fields["database"].description))]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _help(name: str) -> str:
+    field = ServiceSettings.model_fields[name]
+    return f"{field.description} [default: {field.default}]"
+
+
+@contextlib.contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except TapError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+
+
+@contextlib.contextmanager
+def _store(directory: Path, database: str | None) -> Iterator[tuple[Store, StatePaths]]:
+    """The store of a federation directory, whether or not it is being served."""
+    settings = load_settings({"database": database})
+    manifest = load_manifest(directory)
+    paths = StatePaths(directory)
+    paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    store = Store(connect(paths.database_url(settings.database)), manifest.config.name)
+    try:
+        yield store, paths
+    finally:
+        store.close()
+
+
+@app.command(epilog="Example: tap-coordinator serve federation --host 0.0.0.0 --port 8710")
+def serve(
+    directory: Directory,
+    host: Annotated[str | None, typer.Option(help=_help("host"))] = None,
+    port: Annotated[int | None, typer.Option(help=_help("port"))] = None,
+    http_port: Annotated[int | None, typer.Option(help=_help("http_port"))] = None,
+    database: Database = None,
+    threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
+    log_level: Annotated[str | None, typer.Option(help=_help("log_level"))] = None,
+    exit_when_done: Annotated[bool, typer.Option(help="Exit when every enrolled device is done.")] = False,
+) -> None:
+    """Run the coordinator until SIGTERM, Ctrl-C or tap-coordinator stop. Whatever ends it, a new start goes on."""
+    from coordinator import service  # the web servers take a second to load, and only this command needs them
+
+    given = {"host": host, "port": port, "http_port": http_port, "database": database}
+    with _errors_in_one_line():
+        settings = load_settings({**given, "threads": threads, "log_level": log_level})
+        service.configure_logs(settings.log_level)
+        asyncio.run(service.serve(directory, settings, exit_when_done=exit_when_done))
+
+
+@app.command(epilog="Example: tap-coordinator enroll kitchen-1 federation --token-file kitchen-1.token")
+def enroll(
+    device: Annotated[str, typer.Argument(metavar="DEVICE", help="The device's name.")],
+    directory: Directory,
+    token_file: Annotated[Path | None, typer.Option(help="Write the token here (mode 0600); do not print it.")] = None,
+    renew: Annotated[bool, typer.Option(help="Replace the token of a device that is enrolled already.")] = False,
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Admit a device and make its token, which is shown this once: only its hash is stored."""
+    with _errors_in_one_line():
+        if not re.fullmatch(NAME_PATTERN, device):
+            raise UsageError(f"{device!r} is no device name: a-z, 0-9, '_' and '-', 64 characters at most")
+        if token_file is not None and token_file.exists() and not renew:
+            raise UsageError(f"{token_file} exists and may hold another device's token; give another --token-file")
+        token = new_token()
+        with _store(directory, database) as (store, _), _written(token_file, token):
+            store.registry.enroll(device, token_digest(token), time.time(), renew=renew)
+        if token_file is None:
+            typer.echo(json.dumps({"device": device, "token": token}) if as_json else token)
+        else:
+            shown = {"device": device, "token_file": str(token_file)}
+            typer.echo(json.dumps(shown) if as_json else f"{device}: token written to {token_file}")
+
+
+@contextlib.contextmanager
+def _written(path: Path | None, token: str) -> Iterator[None]:
+    """Write the token file, but put it in place only if the body succeeds."""
+    if path is None:
+        yield
+        return
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(token + "\n")
+        yield
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+@app.command(epilog="Example: tap-coordinator revoke kitchen-1 federation")
+def revoke(
+    device: Annotated[str, typer.Argument(metavar="DEVICE", help="The device's name.")],
+    directory: Directory,
+    database: Database = None,
+) -> None:
+    """Turn a device out: its connection ends, its token is void, its update of the open round does not count."""
+    with _errors_in_one_line(), _store(directory, database) as (store, _):
+        store.registry.revoke(device, time.time())
+        typer.echo(f"{device}: revoked")
+
+
+@app.command(epilog="Example: tap-coordinator devices federation --json")
+def devices(directory: Directory, database: Database = None, as_json: AsJson = False) -> None:
+    """List the devices that were ever enrolled."""
+    with _errors_in_one_line(), _store(directory, database) as (store, _):
+        rows = [_device_facts(device) for device in store.registry.all()]
+    if as_json:
+        typer.echo(json.dumps(rows))
+    for row in [] if as_json else rows:
+        tasks = ", ".join(f"{name} ({count})" for name, count in row["tasks"].items()) or "-"
+        typer.echo(f"{row['device']:<24} {row['state']:<9} enrolled {_clock(row['enrolled_at'])}  tasks: {tasks}")
+
+
+def _device_facts(device: Device) -> dict[str, Any]:
+    facts = asdict(device)
+    del facts["token_sha256"]
+    states = [
+        (device.revoked_at is not None, "revoked"),
+        (device.done_at is not None, "done"),
+        (device.away, "away"),
+        (device.joined_at is not None, "joined"),
+    ]
+    return {"device": facts.pop("name"), "state": next((name for is_so, name in states if is_so), "enrolled"), **facts}
+
+
+@app.command(epilog="Example: tap-coordinator status federation --json")
+def status(directory: Directory, database: Database = None, as_json: AsJson = False) -> None:
+    """Show the round under way and what each device does."""
+    with _errors_in_one_line(), _store(directory, database) as (store, paths):
+        serving = is_locked(paths.lock)
+        facts = {
+            "serving": serving,
+            **((_live(paths) if serving else None) or recorded(load_manifest(directory), store)),
+        }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(f"federation {facts['federation']}: {facts['phase']}{'' if serving else ' (not being served)'}")
+    typer.echo(f"round {facts['round']} of {facts['rounds']}, attempt {facts['attempt']}")
+    typer.echo(f"sampled: {', '.join(facts['sampled']) or '-'}; reported: {', '.join(facts['reported']) or '-'}")
+    if facts["paused"] is not None:
+        typer.echo(f"paused: {facts['paused']}")
+    for name, device in facts["devices"].items():
+        progress = f"{device['phase']} {device['step']}/{device['steps']}" if device["phase"] else ""
+        typer.echo(f"  {name:<24} {'connected' if device['connected'] else 'away':<10} {progress}")
+
+
+def _live(paths: StatePaths) -> dict[str, Any] | None:
+    """What the service says of itself; None if it cannot be asked (it is just starting or ending)."""
+    try:
+        addresses = json.loads(paths.addresses.read_text(encoding="utf-8"))
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(addresses["host"], addresses["host"])
+        with urllib.request.urlopen(f"http://{host}:{addresses['http_port']}/status", timeout=5) as reply:
+            live: dict[str, Any] = json.load(reply)
+            return live
+    except (OSError, ValueError, urllib.error.URLError):
+        return None
+
+
+@app.command(epilog="Example: tap-coordinator rounds federation --last 5")
+def rounds(
+    directory: Directory,
+    last: Annotated[int | None, typer.Option(help="Only so many, the newest.", min=1)] = None,
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the attempts at rounds: who was sampled, who reported, who was missing, and why an attempt failed."""
+    with _errors_in_one_line(), _store(directory, database) as (store, _):
+        attempts = store.attempts(last)
+    if as_json:
+        typer.echo(json.dumps([asdict(attempt) for attempt in attempts]))
+    for attempt in [] if as_json else attempts:
+        took = "" if attempt.closed_at is None else f" in {attempt.closed_at - attempt.opened_at:.1f} s"
+        reason = f": {attempt.why}" if attempt.why else ""
+        missing = f"; missing {', '.join(attempt.missing)}" if attempt.missing else ""
+        number = f"round {attempt.round}" + (f" attempt {attempt.attempt}" if attempt.attempt else "")
+        typer.echo(f"{number}: {attempt.status}{took}; sampled {', '.join(attempt.sampled)}{missing}{reason}")
+
+
+@app.command(epilog="Example: tap-coordinator pause federation --why 'new disks'")
+def pause(
+    directory: Directory,
+    why: Annotated[str, typer.Option(help="Shown by status.")] = "by the operator",
+    database: Database = None,
+) -> None:
+    """Let the open round close and open no other. Devices stay connected."""
+    with _errors_in_one_line(), _store(directory, database) as (store, _):
+        store.set_paused(why)
+        typer.echo("paused: the open round goes on to its close, no other opens")
+
+
+@app.command(epilog="Example: tap-coordinator resume federation")
+def resume(directory: Directory, database: Database = None) -> None:
+    """Go on after pause, or after a round that failed too often."""
+    with _errors_in_one_line(), _store(directory, database) as (store, _):
+        store.set_paused(None)
+        typer.echo("resumed")
+
+
+@app.command(epilog="Example: tap-coordinator stop federation")
+def stop(directory: Directory, database: Database = None) -> None:
+    """End the coordinator that serves DIR, and wait for it. A later serve goes on where it stopped."""
+    with _errors_in_one_line(), _store(directory, database) as (store, paths):
+        if not is_locked(paths.lock):
+            raise TapError(f"no coordinator serves {directory}")
+        store.request_stop(True)
+        limit = time.monotonic() + STOP_SECONDS
+        while is_locked(paths.lock):
+            if time.monotonic() > limit:
+                raise TapError(f"the coordinator has not ended after {STOP_SECONDS:g} s; see its log")
+            time.sleep(0.1)
+        typer.echo("stopped")
+
+
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+if __name__ == "__main__":
+    app()

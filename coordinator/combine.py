@@ -1,0 +1,70 @@
+"""A round's new versions: for each component, the stored updates in, the aggregate out, as a staged blob.
+
+Components are independent, so they are spread over a pool of threads; each thread holds one component's updates at a
+time. It knows blobs and aggregation; it does not know rounds, devices' connections or the database.
+"""
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
+
+from coordinator.blobs import BlobStore
+from coordinator.forms import Form
+from coordinator.store import Contribution, Version
+from protocol.tensors import digest_of
+
+BATCH_BYTES = 2 * 1024 * 1024
+"""Bytes of updates that one job of the pool takes, if its components are smaller."""
+
+Job = tuple[Form, dict[str, Contribution]]
+
+
+async def combine(
+    number: int,
+    updates: Mapping[str, Mapping[str, Contribution]],
+    forms: Mapping[str, Form],
+    min_cohort: int,
+    blobs: BlobStore,
+    pool: Executor,
+) -> dict[str, Version]:
+    """The components that round ``number`` changes, by name, each with its new version. Their blobs are staged.
+
+    ``updates`` maps each contributing device to its components, ``forms`` every component of the federation to its
+    form. A component with fewer contributors than ``min_cohort`` keeps its version and is not in the result.
+    """
+    loop = asyncio.get_running_loop()
+    jobs: list[Job] = []
+    for name in sorted(forms):
+        given = {device: components[name] for device, components in updates.items() if name in components}
+        if len(given) >= max(1, min_cohort):
+            jobs.append((forms[name], given))
+    work = [loop.run_in_executor(pool, _combine_some, batch, number, blobs) for batch in _batches(jobs)]
+    return {name: version for some in await asyncio.gather(*work) for name, version in some.items()}
+
+
+def _batches(jobs: list[Job]) -> Iterator[list[Job]]:
+    """The jobs in lists of about BATCH_BYTES: a thread is not worth its while for a few kilobytes."""
+    batch: list[Job] = []
+    size = 0
+    for job in jobs:
+        batch.append(job)
+        size += sum(one.size for one in job[1].values())
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _combine_some(jobs: list[Job], number: int, blobs: BlobStore) -> dict[str, Version]:
+    return {form.name: _combine_one(form, given, number, blobs) for form, given in jobs}
+
+
+def _combine_one(form: Form, given: Mapping[str, Contribution], number: int, blobs: BlobStore) -> Version:
+    updates = {
+        device: (contribution.examples, blobs.get(contribution.digest)) for device, contribution in given.items()
+    }
+    data = form.mean(updates)
+    digest = digest_of(data)
+    blobs.stage(digest, data)
+    return Version(number + 1, digest, len(data), len(given))

@@ -1,0 +1,75 @@
+"""The settings of the service, and where a federation directory keeps its state.
+
+Each setting is declared once, with its help; it comes from the command line, else from the environment (``TAP_`` and
+its name in capitals), else from its default. It knows names and limits; it opens nothing.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tap_core.config import explain
+from tap_core.errors import UsageError
+
+PREFIX = "TAP_"
+
+
+class ServiceSettings(BaseSettings):
+    """What `tap-coordinator serve` can be told."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    host: str = Field(default="127.0.0.1", description="Address on which devices and operators connect.")
+    port: int = Field(default=8710, ge=0, le=65535, description="Port of the device plane (WebSocket); 0 picks one.")
+    http_port: int = Field(default=8711, ge=0, le=65535, description="Port of /healthz, /status and /metrics.")
+    database: str = Field(default="", description="Database URL; empty for SQLite in the state directory.")
+    threads: int = Field(default=0, ge=0, le=256, description="Aggregation threads; 0 for one per core, 4 at most.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+
+    @property
+    def aggregation_threads(self) -> int:
+        return self.threads or min(4, os.cpu_count() or 1)
+
+
+def load_settings(given: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> ServiceSettings:
+    """The settings from what the command line gave (None: not given) and from the environment.
+
+    Raises UsageError in one line for a value out of range, and for a ``TAP_`` variable that does not exist: a misspelt
+    setting must not pass for a default.
+    """
+    check_environment(os.environ if environment is None else environment)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    try:
+        return ServiceSettings(**chosen)
+    except ValidationError as error:
+        raise UsageError(f"setting {explain(error, ServiceSettings)}") from None
+
+
+def check_environment(environment: Mapping[str, str]) -> None:
+    """Raise UsageError for a ``TAP_`` variable that is no setting, naming the nearest one."""
+    known = {PREFIX + name.upper() for name in ServiceSettings.model_fields}
+    for name in sorted(environment):
+        upper = name.upper()
+        if upper.startswith(PREFIX) and upper not in known:
+            nearest = difflib.get_close_matches(upper, known, n=1, cutoff=0.6)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(sorted(known))}"
+            raise UsageError(f"environment variable {name} is no setting of the coordinator; {hint}")
+
+
+class StatePaths:
+    """Where the coordinator keeps what it writes: DIR/state."""
+
+    def __init__(self, directory: Path):
+        self.root = directory / "state"
+        self.blobs = self.root / "blobs"
+        self.lock = self.root / "serving.lock"
+        self.addresses = self.root / "serving.json"
+
+    def database_url(self, chosen: str) -> str:
+        """The chosen URL, or the one of the SQLite file in the state directory."""
+        return chosen or f"sqlite:///{(self.root / 'coordinator.db').resolve()}"

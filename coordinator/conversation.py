@@ -1,0 +1,285 @@
+"""One connection of one device, from its hello to its end: messages in, messages out.
+
+The hello is checked before the welcome, an update before anything is asked for, and whenever the device is idle it is
+given what `Federation.assignment` says. Nothing that blocks (disk, checks of tensors, database) runs on the event loop.
+It knows the protocol's session and a `Peer` that carries bytes; it does not know sockets, nor how rounds are made up.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import structlog
+
+from coordinator.blobs import BlobError
+from coordinator.checks import Membership, Unacceptable, check_hello
+from coordinator.federation import Federation, Finishing, Training
+from coordinator.link import Gone, Link, Peer
+from coordinator.store import Version
+from coordinator.uploads import Upload
+from protocol.errors import RemoteProtocolError
+from protocol.messages import (
+    Accepted,
+    AnyMessage,
+    Bye,
+    ComponentRef,
+    Done,
+    Fetch,
+    Finish,
+    Heartbeat,
+    Hello,
+    Refuse,
+    Rejected,
+    Train,
+    Update,
+    Want,
+    Welcome,
+)
+from protocol.session import BlobReceived, Session
+
+HELLO_SECONDS = 20.0
+"""How long a device with a valid token may take to say hello."""
+
+BYE_SECONDS = 2.0
+"""How long a bye may take before the connection is cut."""
+
+LARGE_MESSAGE = 512 * 1024
+"""Bytes from which a message is taken apart in a thread."""
+
+log = structlog.get_logger("coordinator.conversation")
+
+
+Background = Callable[[Coroutine[Any, Any, None]], None]
+"""Runs work that nobody waits for."""
+
+
+class Conversation:
+    """One connection of one device, from its hello to its end."""
+
+    def __init__(self, federation: Federation, link: Link, peer: Peer, background: Background):
+        self.federation, self.link, self.peer = federation, link, peer
+        self.session = Session("coordinator", partial=link.partial)
+        self.wake = asyncio.Event()
+        self._membership: Membership | None = None
+        self._upload: Upload | None = None
+        self._sending = asyncio.Lock()
+        self._over = False
+        self._completed = False
+        self._background = background
+        self._log = log.bind(device=link.device)
+
+    @property
+    def membership(self) -> Membership:
+        assert self._membership is not None, "only after the hello"
+        return self._membership
+
+    async def run(self) -> None:
+        """Talk until either side ends the connection."""
+        try:
+            if await self._greet():
+                await self._first_to_end(self._listen(), self._offer())
+        except RemoteProtocolError as error:
+            self._log.warning("protocol error", why=str(error), close_code=error.close_code)
+            await self.peer.close(error.close_code, str(error)[:100])
+        except asyncio.TimeoutError:
+            await self.peer.close(1008, f"no hello within {HELLO_SECONDS:g} s")
+        except Gone:
+            pass
+        except (OSError, BlobError) as error:
+            self._log.error("connection dropped", why=str(error))
+            await self.peer.close(1011, "the coordinator cannot read or store data at the moment; connect again")
+        finally:
+            await self._leave()
+
+    async def end(self, code: str, close_code: int) -> None:
+        """Say bye, if that is possible, and close. The session hears nothing more, whatever still arrives."""
+        self._over = True
+        code = "done" if self._completed else code  # the service may be stopping because everybody is done
+        try:
+            await asyncio.wait_for(self._send(Bye(code=code)), BYE_SECONDS)
+            await self.peer.close(close_code, code)
+        except (asyncio.TimeoutError, Gone):
+            self.peer.abort()
+
+    async def _first_to_end(self, *works: Coroutine[Any, Any, None]) -> None:
+        """Run the works until one ends, then cancel the others; raises what it raised."""
+        tasks = [asyncio.ensure_future(work) for work in works]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _leave(self) -> None:
+        self._over = True
+        self.session.connection_lost()
+        if self.link.conversation is self:
+            self.link.conversation = None
+            self.link.phase, self.link.step, self.link.steps = "", 0, 0
+            self.federation.metrics.connected.dec()
+            self._log.info("disconnected")
+            await self.federation.leave(self.link.device)
+
+    # hello
+
+    async def _greet(self) -> bool:
+        """Hello and welcome; False if the device was refused."""
+        data = await asyncio.wait_for(self.peer.receive(), HELLO_SECONDS)
+        hello = await self._take(data)
+        if not isinstance(hello, Hello):
+            raise RemoteProtocolError("the first message must be a hello")
+        try:
+            self._membership = check_hello(hello, self.link.device, self.federation.manifest)
+        except Unacceptable as error:
+            self.federation.metrics.refused.labels(error.code).inc()
+            self._log.warning("refused", code=error.code, why=error.why)
+            await self._send(Refuse(code=error.code, why=error.why[:1024], fix=error.fix[:1024]))
+            await self.peer.close(1008, error.code)
+            return False
+        older, self.link.conversation = self.link.conversation, self
+        if older is not None:
+            self._log.warning("a newer connection of the device replaces the older")
+            older._over = True
+            self._background(older.end("replaced", 1008))
+        else:
+            self.federation.metrics.connected.inc()
+        settings = self.federation.manifest.config.model_dump_json()
+        await self._send(Welcome(session=secrets.token_hex(8), settings=settings, owned=self.membership.owned))
+        self._log.info("connected", address=self.peer.address, tasks=self.membership.tasks)
+        self.wake.set()
+        await self.federation.join(self.link.device, self.membership)
+        return True
+
+    # what the device hears
+
+    async def _send(self, message: AnyMessage) -> None:
+        async with self._sending:
+            if self.session.state != "closed":  # a bye may have come in between
+                await self._transmit(self.session.send(message))
+
+    async def _transmit(self, data: bytes) -> None:
+        self.link.bytes_sent += len(data)
+        self.federation.metrics.sent.inc(len(data))
+        await self.peer.send(data)
+
+    async def _offer(self) -> None:
+        """Whenever the device is idle, tell it what to do, if there is something."""
+        while True:
+            await self.wake.wait()
+            self.wake.clear()
+            if self.session.state != "idle":
+                continue
+            match self.federation.assignment(self.link.device, self.membership.owned):
+                case Training(number, attempt, seconds, components) if self.link.declined != (number, attempt):
+                    await self._send(Train(round=number, deadline=seconds, components=_refs(components)))
+                case Finishing(components):
+                    await self._send(Finish(components=_refs(components)))
+
+    async def _send_blobs(self, fetch: Fetch) -> None:
+        asked = list(zip(fetch.digests, fetch.offsets, strict=True))
+        while asked:
+            some = await asyncio.to_thread(self.federation.blobs.get_some, [digest for digest, _ in asked])
+            for (digest, offset), data in zip(asked, some, strict=False):
+                await self._send_blob(digest, offset, data)
+            del asked[: len(some)]
+
+    async def _send_blob(self, digest: str, offset: int, data: bytes) -> None:
+        chunks = self.session.send_blob(digest, data, offset)
+        while True:
+            async with self._sending:
+                chunk = next(chunks, None)
+                if chunk is None:
+                    return
+                await self._transmit(chunk)
+
+    # what the device says
+
+    async def _take(self, data: bytes | str) -> AnyMessage | BlobReceived | None:
+        size = len(data)
+        self.link.bytes_received += size
+        self.federation.metrics.received.inc(size)
+        receive: Any = self.session.receive  # a text message is its error to raise
+        if size < LARGE_MESSAGE:
+            events = receive(data)
+        else:  # hashing a chunk would hold up every other device
+            async with self._sending:
+                events = await asyncio.to_thread(receive, data)
+        return events[0] if events else None
+
+    async def _listen(self) -> None:
+        while True:
+            data = await self.peer.receive()
+            if self._over:
+                return
+            match await self._take(data):
+                case Heartbeat(phase=phase, step=step, steps=steps):
+                    self.link.phase, self.link.step, self.link.steps = phase, step, steps
+                case Fetch() as fetch:
+                    await self._send_blobs(fetch)
+                case Update() as update:
+                    await self._begin_upload(update)
+                case BlobReceived(digest, blob) if self._upload is not None:
+                    await self._upload.save(digest, blob)
+                    await self._end_upload()
+                case Done():
+                    await self.federation.complete(self.link.device)
+                    self._completed = True
+                    await self.end("done", 1000)
+                    return
+
+    async def _begin_upload(self, update: Update) -> None:
+        if self.federation.has_update(self.link.device, update.round):
+            await self._answer(Accepted(round=update.round))
+        elif not self.federation.awaits(self.link.device, update.round):
+            await self._reject(
+                update.round, Unacceptable("late", f"round {update.round} is over or goes on without it")
+            )
+        else:
+            try:
+                self._upload = Upload(update, self.membership, self.federation)
+            except Unacceptable as error:
+                await self._reject(update.round, error)
+                return
+            for digest, size in await self._upload.lacking():
+                await self._send(Want(digest=digest, offset=self.session.expect(digest, size)))
+            await self._end_upload()
+
+    async def _end_upload(self) -> None:
+        """Once every blob is there: make the update count, and say so."""
+        upload = self._upload
+        if upload is None or not upload.complete:
+            return
+        self._upload = None
+        number = upload.update.round
+        try:
+            await upload.settle()
+        except Unacceptable as error:
+            await self._reject(number, error)
+            return
+        if await self.federation.accept(self.link.device, number, upload.contributions):
+            await self._answer(Accepted(round=number))
+        else:
+            await self._reject(number, Unacceptable("late", f"round {number} closed while the update was on its way"))
+
+    async def _reject(self, number: int, error: Unacceptable) -> None:
+        current = self.federation.machine.current
+        if error.code != "late" and current is not None:
+            self.link.declined = (number, current.attempt)
+        self._log.warning("update rejected", round=number, code=error.code, why=error.why)
+        await self._answer(Rejected(round=number, code=error.code, why=error.why[:1024]))
+
+    async def _answer(self, message: Accepted | Rejected) -> None:
+        self.federation.metrics.updates.labels(message.type).inc()
+        await self._send(message)
+        self.wake.set()
+
+
+def _refs(components: Mapping[str, Version]) -> tuple[ComponentRef, ...]:
+    return tuple(
+        ComponentRef(name=name, version=value.version, digest=value.digest, size=value.size)
+        for name, value in sorted(components.items())
+    )

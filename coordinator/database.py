@@ -1,0 +1,107 @@
+"""Opening the database: SQLite tuned for durability, or PostgreSQL, with the schema brought up to date.
+
+`migrations/` holds the steps (Alembic) from an empty database to the tables of `schema.py`. It knows URLs, drivers and
+transactions; it does not know what is in the tables.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect
+from sqlalchemy import text as sql
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+from tap_core.errors import UsageError
+
+BUSY_SECONDS = 30
+"""How long a transaction waits for another one's write lock (SQLite)."""
+
+NEWEST = "0001"
+"""The last step in `migrations/`. A database that has it is opened without loading Alembic, which takes a third of a
+second; a test holds the two together."""
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_LOCK = 0x7461702D65646765  # any fixed number; "tap-edge" in ASCII
+
+
+def connect(url: str) -> Engine:
+    """An engine for a database URL, with the schema up to date.
+
+    SQLite: write-ahead log, every commit fsynced (an acknowledged update must survive a power cut), and transactions
+    take the write lock when they begin, so that two processes wait for each other instead of failing.
+    Raises UsageError if the URL is malformed, its driver is missing or the database cannot be reached.
+    """
+    try:
+        engine = create_engine(_with_driver(url))
+        if engine.dialect.name == "sqlite":
+            event.listen(engine, "connect", _tune_sqlite)
+            event.listen(engine, "begin", _begin_immediately)
+        migrate(engine)
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise UsageError(f"database {_without_password(url)!r} is not a usable URL: {_first_line(error)}") from None
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"database {_without_password(url)!r} needs the module {error.name!r}; pip install 'tap-edge[postgres]'"
+        ) from None
+    except DBAPIError as error:
+        reason = _first_line(error.orig or error)
+        raise UsageError(f"cannot open database {_without_password(url)!r}: {reason}") from None
+    return engine
+
+
+def _tune_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver must not begin transactions of its own
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_SECONDS * 1000}", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_immediately(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _with_driver(url: str) -> str:
+    """PostgreSQL without a driver in the URL means psycopg 3, whatever this version of SQLAlchemy would take."""
+    scheme, separator, rest = url.partition("://")
+    return f"postgresql+psycopg://{rest}" if separator and scheme in ("postgres", "postgresql") else url
+
+
+def _without_password(url: str) -> str:
+    head, at, tail = url.rpartition("@")
+    return f"{head.split('://')[0]}://...@{tail}" if at else url
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the database to the newest schema. Several processes may call it at once: all but one wait."""
+    if _revision(engine) == NEWEST:
+        return
+    from alembic import command
+    from alembic.config import Config
+
+    script = Config()
+    script.set_main_option("script_location", str(_MIGRATIONS))
+    with _exclusive(engine) as connection:
+        script.attributes["connection"] = connection
+        command.upgrade(script, "head")
+
+
+def _revision(engine: Engine) -> str | None:
+    """The step that the database has come to; None for an empty one."""
+    with engine.begin() as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        return connection.execute(sql("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+
+
+@contextlib.contextmanager
+def _exclusive(engine: Engine) -> Iterator[Connection]:
+    """A transaction that no other migration overlaps: SQLite begins with a write lock (see `connect`)."""
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sql("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+        yield connection

@@ -1,0 +1,120 @@
+"""What can happen to a federation and what must be done about it: the words between `rounds.py` and `federation.py`.
+
+Small frozen classes of names and numbers; nothing here acts.
+"""
+
+from dataclasses import dataclass
+
+# Events
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A device introduced itself, for the first time or again, and is connected."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """The device's connection is gone; it stays a member."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The device's update for ``round`` is durable."""
+
+    round: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The new versions of the components, made by ``CloseRound`` of ``round``, are durable."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Completed:
+    """The device has the final components and has ended stage 2."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class Removed:
+    """The operator revoked the device: it is sampled no more, and its update of the open round does not count."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Let the open round close and open no other. ``why`` is shown to the operator."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on; a round that used up its attempts gets as many again."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed; nothing else happened."""
+
+
+Event = Joined | Left | Reported | Committed | Completed | Removed | Pause | Resume | Tick
+
+
+# Actions
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """Record the attempt and its sample, then tell the sampled devices to train."""
+
+    round: int
+    attempt: int
+    sampled: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CloseRound:
+    """Aggregate the contributors' updates, commit the new versions, then give the machine ``Committed``."""
+
+    round: int
+    attempt: int
+    contributors: tuple[str, ...]
+    missing: tuple[str, ...]
+    away: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FailRound:
+    """Record that the attempt failed, why, and who was missing. No component changes."""
+
+    round: int
+    attempt: int
+    missing: tuple[str, ...]
+    away: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class Hold:
+    """The federation paused itself: record it with the reason, so that a restart does not undo it."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Every round is committed: send the final components to every member, and to each that joins later."""
+
+
+Action = OpenRound | CloseRound | FailRound | Hold | Finish

@@ -1,0 +1,296 @@
+"""Drives a federation: gives events to the machine of `rounds.py` and carries out its actions on store and blobs.
+
+Order is what makes a kill harmless: blobs are durable before a row names them, a row is committed before the machine
+goes on, and the machine is rebuilt from rows alone. All methods run on one event loop; what blocks runs in threads.
+It knows no sockets: `devices.py` asks it what a device should do (`assignment`) and is woken by `subscribe`.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from coordinator import events, standing
+from coordinator.blobs import BlobStore
+from coordinator.checks import Membership
+from coordinator.combine import combine
+from coordinator.forms import Form
+from coordinator.metrics import Metrics
+from coordinator.rounds import Rounds
+from coordinator.store import Contribution, Store, Version
+from coordinator.supervisor import Supervisor
+from tap_core.manifest import FederationManifest
+
+POLL_SECONDS = 0.5
+"""How often the operator's wishes (pause, resume, stop, revoke) are looked up in the store."""
+
+log = structlog.get_logger("coordinator.federation")
+
+
+@dataclass(frozen=True)
+class Training:
+    """Train the round ``round`` from these values; ``seconds`` are left."""
+
+    round: int
+    attempt: int
+    seconds: float
+    components: Mapping[str, Version]
+
+
+@dataclass(frozen=True)
+class Finishing:
+    """The federation has ended: these are the final values."""
+
+    components: Mapping[str, Version]
+
+
+Assignment = Training | Finishing
+
+
+class Federation:
+    """One federation under way. `run` until it returns or raises; the other methods serve the devices meanwhile."""
+
+    def __init__(self, manifest: FederationManifest, store: Store, blobs: BlobStore, *, threads: int, metrics: Metrics):
+        self.manifest, self.store, self.blobs, self.metrics = manifest, store, blobs, metrics
+        self.versions: dict[str, Version] = {}
+        self.forms: dict[str, Form] = {}
+        self.ended = asyncio.Event()
+        """Set when every enrolled device has ended stage 2."""
+        self._machine: Rounds | None = None
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="aggregate")
+        self._lock = asyncio.Lock()
+        self._moved = asyncio.Event()
+        self._opened = time.monotonic()
+        self._listeners: list[Callable[[], None]] = []
+        self._removed_listeners: list[Callable[[str], None]] = []
+        self._work = Supervisor()
+        self._tokens: dict[str, str] = {}
+
+    @property
+    def machine(self) -> Rounds:
+        assert self._machine is not None, "start() comes first"
+        return self._machine
+
+    @property
+    def stopping(self) -> asyncio.Event:
+        """Set when the operator asked the service to stop, or when the federation cannot go on."""
+        return self._work.stopping
+
+    @property
+    def enrolled(self) -> set[str]:
+        """Devices whose token is valid."""
+        return set(self._tokens)
+
+    # the service
+
+    async def start(self) -> None:
+        """Take up the federation where the store left it."""
+        shapes, dtype = self.manifest.components, self.manifest.config.wire.dtype
+        self.forms = {name: Form(name, spec.shapes, dtype) for name, spec in shapes.items()}
+        self.versions = await asyncio.to_thread(self.store.versions)
+        history = await asyncio.to_thread(self.store.history)
+        self._tokens = await asyncio.to_thread(self._valid_tokens)
+        if history.sampled is None:
+            self.blobs.doom(await asyncio.to_thread(self.store.referenced, history.round))
+            await asyncio.to_thread(self.blobs.collect)
+        config = self.manifest.config
+        self._machine, actions = Rounds.restore(config.rounds, config.seed, history, time.monotonic())
+        log.info("federation", name=config.name, round=history.round, rounds=config.rounds.total, paused=history.paused)
+        if history.sampled is not None:
+            reported = sorted(history.reported)
+            log.info("round goes on", round=history.round, sampled=list(history.sampled), reported=reported)
+        await self._perform(actions)
+        await self._check_ended()
+        self._work.spawn(self._watch_deadline())
+        self._work.spawn(self._watch_operator())
+
+    async def close(self) -> None:
+        """Stop; nothing is lost. Raises the error that stopped the federation, if one did."""
+        try:
+            await self._work.close()
+        finally:
+            await asyncio.to_thread(self._pool.shutdown)
+
+    def subscribe(self, changed: Callable[[], None], removed: Callable[[str], None]) -> None:
+        """Call ``changed`` whenever assignments may have changed, and ``removed`` with each revoked device."""
+        self._listeners.append(changed)
+        self._removed_listeners.append(removed)
+
+    # the devices
+
+    async def join(self, device: str, membership: Membership) -> None:
+        """The device introduced itself."""
+        await asyncio.to_thread(self.store.registry.register, device, membership.tasks, membership.owned, time.time())
+        await self._handle(events.Joined(device))
+
+    async def leave(self, device: str) -> None:
+        """The device's connection is gone."""
+        await self._handle(events.Left(device))
+
+    def assignment(self, device: str, owned: tuple[str, ...]) -> Assignment | None:
+        """What the device should do now; None if it should wait."""
+        machine = self.machine
+        if machine.phase in ("finishing", "finished"):
+            return Finishing({name: self.versions[name] for name in owned})
+        if machine.current is None or not machine.awaits(device):
+            return None
+        seconds = max(0.0, machine.current.deadline - time.monotonic())
+        components = {name: self.versions[name] for name in owned}
+        return Training(machine.round, machine.current.attempt, seconds, components)
+
+    def awaits(self, device: str, number: int) -> bool:
+        """Whether the open round is ``number`` and waits for this device."""
+        return number == self.machine.round and self.machine.awaits(device)
+
+    def has_update(self, device: str, number: int) -> bool:
+        """Whether round ``number``, the current one, already counts an update of this device."""
+        return number == self.machine.round and device in self.machine.earlier
+
+    async def accept(self, device: str, number: int, components: Mapping[str, Contribution]) -> bool:
+        """Record an update whose blobs are stored. False if the round does not wait for it (any more)."""
+        return await self._work.whole(self._accept(device, number, components))
+
+    async def _accept(self, device: str, number: int, components: Mapping[str, Contribution]) -> bool:
+        async with self._lock:
+            if not self.awaits(device, number):
+                return False
+            await asyncio.to_thread(self._record_update, device, number, components)
+            log.info("update", round=number, device=device, bytes=sum(c.size for c in components.values()))
+            await self._perform(self.machine.handle(events.Reported(number, device), time.monotonic()))
+            return True
+
+    def _record_update(self, device: str, number: int, components: Mapping[str, Contribution]) -> None:
+        self.blobs.seal(given.digest for given in components.values())
+        self.store.add_update(number, device, components, time.time())
+
+    async def complete(self, device: str) -> None:
+        """The device has ended stage 2."""
+        await asyncio.to_thread(self.store.registry.complete, device, time.time())
+        log.info("device done", device=device)
+        await self._handle(events.Completed(device))
+        await self._check_ended()
+
+    def status(self) -> dict[str, Any]:
+        """Where the federation stands: see `standing.live`."""
+        return standing.live(self.manifest, self.machine)
+
+    # events and actions
+
+    async def _handle(self, event: events.Event) -> None:
+        await self._work.whole(self._step(event))
+
+    async def _step(self, event: events.Event) -> None:
+        async with self._lock:
+            await self._perform(self.machine.handle(event, time.monotonic()))
+
+    async def _perform(self, actions: list[events.Action]) -> None:
+        """Carry out the actions in order; called with the lock held (or before anybody else can call)."""
+        for action in actions:
+            match action:
+                case events.OpenRound(number, attempt, sampled):
+                    await asyncio.to_thread(self.store.open_round, number, attempt, sampled, time.time())
+                    self._opened = time.monotonic()
+                    log.info("round opens", round=number, attempt=attempt, sampled=list(sampled))
+                case events.FailRound(number, attempt, missing, away, why):
+                    args = (number, attempt, missing, away, why, time.time())
+                    await asyncio.to_thread(self.store.fail_round, *args)
+                    self.metrics.attempts.labels("failed").inc()
+                    log.warning("round failed", round=number, attempt=attempt, missing=list(missing), why=why)
+                case events.CloseRound():
+                    self._work.spawn(self._close_round(action))
+                case events.Hold(why):
+                    await asyncio.to_thread(self.store.set_paused, why)
+                    log.warning("federation paused", why=why)
+                case events.Finish():
+                    log.info("last round committed", rounds=self.manifest.config.rounds.total)
+        self.metrics.round.set(self.machine.round)
+        self.metrics.paused.set(self.machine.paused is not None)
+        self._moved.set()
+        for changed in self._listeners:
+            changed()
+
+    async def _close_round(self, action: events.CloseRound) -> None:
+        """Aggregate, commit in one transaction, clear away what nobody needs any more, and tell the machine."""
+        began = time.monotonic()
+        updates = await asyncio.to_thread(self.store.updates, action.round)
+        given = {device: updates[device] for device in action.contributors}
+        cohort = self.manifest.config.rounds.min_cohort
+        new = await combine(action.round, given, self.forms, cohort, self.blobs, self._pool)
+        await asyncio.to_thread(self._record_round, action, new)
+        self.versions = {**self.versions, **new}
+        seconds = time.monotonic() - began
+        self.metrics.attempts.labels("committed").inc()
+        self.metrics.aggregation_seconds.observe(seconds)
+        self.metrics.round_seconds.observe(time.monotonic() - self._opened)
+        log.info(
+            "round committed",
+            round=action.round,
+            contributors=list(action.contributors),
+            missing=list(action.missing),
+            components=len(new),
+            aggregation_seconds=round(seconds, 3),
+        )
+        await self._handle(events.Committed(action.round))
+        await asyncio.to_thread(self.blobs.collect)
+
+    def _record_round(self, action: events.CloseRound, new: Mapping[str, Version]) -> None:
+        self.blobs.seal(version.digest for version in new.values())
+        who = {"contributors": action.contributors, "missing": action.missing, "away": action.away}
+        self.store.commit_round(action.round, action.attempt, new, **who, at=time.time())
+        # The versions before these are kept for devices that are late. No round is open now: an update that comes in
+        # will be rejected, so no other blob can gain a reference meanwhile.
+        versions = (*self.versions.values(), *new.values())
+        self.blobs.doom({version.digest for version in versions})
+
+    async def _check_ended(self) -> None:
+        if self.machine.phase in ("finishing", "finished"):
+            enrolled = [d for d in await asyncio.to_thread(self.store.registry.all) if d.revoked_at is None]
+            if enrolled and all(d.done_at is not None for d in enrolled):
+                self.ended.set()
+
+    # what nobody calls
+
+    async def _watch_deadline(self) -> None:
+        while True:
+            self._moved.clear()
+            deadline = self.machine.deadline()
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                await asyncio.wait_for(self._moved.wait(), left)
+            except asyncio.TimeoutError:
+                await self._handle(events.Tick())
+
+    async def _watch_operator(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            async with self._lock:
+                paused, stop = await asyncio.to_thread(self.store.control)
+                if paused != self.machine.paused:
+                    event = events.Resume() if paused is None else events.Pause(paused)
+                    log.info("resumed" if paused is None else "paused", why=paused)
+                    await self._perform(self.machine.handle(event, time.monotonic()))
+            if stop:
+                log.info("stop requested")
+                self._work.stopping.set()
+            await self._expel()
+
+    async def _expel(self) -> None:
+        """Turn out the devices whose token is no longer valid: revoked, or enrolled anew."""
+        valid = await asyncio.to_thread(self._valid_tokens)
+        gone = sorted(device for device, token in self._tokens.items() if valid.get(device) != token)
+        self._tokens = valid
+        for device in gone:
+            log.warning("token void", device=device, revoked=device not in valid)
+            for removed in self._removed_listeners:
+                removed(device)
+            if device not in valid:
+                await self._handle(events.Removed(device))
+        if gone:
+            await self._check_ended()
+
+    def _valid_tokens(self) -> dict[str, str]:
+        return {d.name: d.token_sha256 for d in self.store.registry.all() if d.revoked_at is None}

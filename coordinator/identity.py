@@ -1,0 +1,33 @@
+"""Device tokens: made once, shown once, and known to the coordinator by their sha256 only.
+
+A token is 256 random bits, so a plain hash is enough (there is no dictionary to try) and a lookup by hash tells an
+attacker nothing. It knows strings; it does not know where they are stored or how they travel.
+"""
+
+import hashlib
+import hmac
+import secrets
+
+PREFIX = "tap_"
+"""So that secret scanners and people recognise a token."""
+
+
+def new_token() -> str:
+    """A fresh token: safe in a header, a file and a URL."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def token_digest(token: str) -> str:
+    """What the coordinator stores of a token: sha256, 64 hexadecimal digits."""
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def same_digest(one: str, other: str) -> bool:
+    """Compare two digests in a time that does not depend on where they differ."""
+    return hmac.compare_digest(one.encode(), other.encode())
+
+
+def bearer_token(header: str | None) -> str | None:
+    """The token of an ``Authorization: Bearer TOKEN`` header; None if there is none."""
+    scheme, _, token = (header or "").strip().partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None

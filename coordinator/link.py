@@ -1,0 +1,43 @@
+"""What a conversation with a device stands on: the connection, as a `Peer`, and what outlives it, as a `Link`.
+
+It knows no WebSocket library and nothing of what is said.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from protocol.transfer import Incoming
+
+if TYPE_CHECKING:
+    from coordinator.conversation import Conversation
+
+
+class Gone(Exception):
+    """The connection has ended."""
+
+
+class Peer(Protocol):
+    """The device's end of the connection. `receive` and `send` raise Gone when it has ended."""
+
+    address: str
+
+    async def receive(self) -> bytes | str: ...
+    async def send(self, data: bytes) -> None: ...
+    async def close(self, code: int, reason: str) -> None: ...
+    def abort(self) -> None: ...
+
+
+@dataclass
+class Link:
+    """What is known of a device across its connections."""
+
+    device: str
+    phase: str = ""
+    step: int = 0
+    steps: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    partial: dict[str, Incoming] = field(default_factory=dict)
+    conversation: "Conversation | None" = None
+    declined: tuple[int, int] | None = None
+    """The (round, attempt) whose update was rejected for what it held: it is not asked for again."""

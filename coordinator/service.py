@@ -1,0 +1,121 @@
+"""One coordinator process: takes the directory's lock, puts store, federation and planes together, and ends cleanly.
+
+It knows the order of starting and stopping, and nothing of what the parts do.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from coordinator.blobs import BlobStore
+from coordinator.config import ServiceSettings, StatePaths
+from coordinator.database import connect
+from coordinator.devices import DevicePlane
+from coordinator.federation import Federation
+from coordinator.founding import begin
+from coordinator.lock import serving_lock
+from coordinator.memory import keep_freed_memory
+from coordinator.metrics import Metrics
+from coordinator.operator import OperatorPlane, make_app
+from coordinator.store import Store
+from tap_core.errors import TapError
+from tap_core.manifest import load_manifest
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+log = structlog.get_logger("coordinator.service")
+
+
+def configure_logs(level: str) -> None:
+    """Log to stderr: coloured lines on a terminal, JSON lines otherwise."""
+    on_terminal = sys.stderr.isatty()
+    renderer: Any = structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+async def serve(directory: Path, settings: ServiceSettings, *, exit_when_done: bool) -> None:
+    """Serve the directory until SIGTERM, SIGINT, `tap-coordinator stop` or, with ``exit_when_done``, the end.
+
+    Raises TapError for what the operator can mend.
+    """
+    manifest = load_manifest(directory)
+    paths = StatePaths(directory)
+    paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keep_freed_memory()
+    with serving_lock(paths.lock):
+        store = Store(connect(paths.database_url(settings.database)), manifest.config.name)
+        blobs = BlobStore(paths.blobs)
+        blobs.recover()
+        begin(directory, manifest, store, blobs)
+        store.request_stop(False)
+        federation = Federation(manifest, store, blobs, threads=settings.aggregation_threads, metrics=Metrics())
+        try:
+            await _serve(federation, settings, paths, exit_when_done)
+        except (OSError, SQLAlchemyError) as error:
+            why = str(error).strip().split("\n")[0]
+            raise TapError(f"cannot store: {why}; nothing is lost, serve again once this is mended") from None
+        finally:
+            blobs.close()
+            store.close()
+
+
+async def _serve(federation: Federation, settings: ServiceSettings, paths: StatePaths, exit_when_done: bool) -> None:
+    plane = DevicePlane(federation)
+    operators = OperatorPlane(make_app(federation, plane))
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    try:
+        await federation.start()
+        port = await _listen(plane, settings.host, settings.port, "--port")
+        http_port = await _listen(operators, settings.host, settings.http_port, "--http-port")
+        addresses = {"pid": os.getpid(), "host": settings.host, "port": port, "http_port": http_port}
+        _write(paths.addresses, json.dumps(addresses))
+        log.info("serving", **addresses)
+        events = [stopped, federation.stopping] + ([federation.ended] if exit_when_done else [])
+        await _first(events)
+        log.info("stopping", round=federation.machine.round, phase=federation.machine.phase)
+    finally:
+        paths.addresses.unlink(missing_ok=True)
+        await plane.stop()
+        await operators.stop()
+        await federation.close()
+
+
+async def _listen(plane: DevicePlane | OperatorPlane, host: str, port: int, option: str) -> int:
+    try:
+        return await plane.start(host, port)
+    except OSError as error:
+        raise TapError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another with {option}"
+        ) from None
+
+
+async def _first(events: list[asyncio.Event]) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

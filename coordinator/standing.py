@@ -1,0 +1,62 @@
+"""Where a federation stands, as the facts that `/status` and `tap-coordinator status` show. Only reads.
+
+``round`` is the one under way, counted from 0, and so also the number of committed rounds.
+"""
+
+from typing import Any
+
+from coordinator.rounds import Rounds
+from coordinator.store import Store
+from tap_core.manifest import FederationManifest
+
+
+def live(manifest: FederationManifest, machine: Rounds) -> dict[str, Any]:
+    """The facts of a federation that is being served."""
+    current = machine.current
+    return {
+        "federation": manifest.config.name,
+        "phase": _shown(machine.phase, machine.paused),
+        "paused": machine.paused,
+        "round": machine.round,
+        "rounds": manifest.config.rounds.total,
+        "attempt": current.attempt if current else machine.attempt,
+        "sampled": list(current.sampled) if current else [],
+        "reported": sorted(current.reported) if current else [],
+        "roster": list(machine.roster),
+        "away": sorted(machine.away),
+        "done": sorted(machine.done),
+    }
+
+
+def recorded(manifest: FederationManifest, store: Store) -> dict[str, Any]:
+    """The same facts of one that is not being served, and so with every device away."""
+    history, total = store.history(), manifest.config.rounds.total
+    phase = "finishing" if history.round >= total else "waiting" if history.sampled is None else "open"
+    if phase == "finishing" and history.members and history.members <= history.done:
+        phase = "finished"
+    return {
+        "federation": manifest.config.name,
+        "phase": _shown(phase, history.paused),
+        "paused": history.paused,
+        "round": history.round,
+        "rounds": total,
+        "attempt": history.attempt,
+        "sampled": list(history.sampled or ()),
+        "reported": sorted(history.reported) if history.sampled else [],
+        "roster": sorted(history.members - history.away),
+        "away": sorted(history.away),
+        "done": sorted(history.done),
+        "devices": {d.name: device_facts() for d in store.registry.all() if d.revoked_at is None},
+    }
+
+
+def device_facts(
+    *, connected: bool = False, phase: str = "", step: int = 0, steps: int = 0, sent: int = 0, received: int = 0
+) -> dict[str, Any]:
+    """What is shown of one device; bytes are those of this run of the service."""
+    progress = {"phase": phase, "step": step, "steps": steps}
+    return {"connected": connected, **progress, "bytes_sent": sent, "bytes_received": received}
+
+
+def _shown(phase: str, paused: str | None) -> str:
+    return "paused" if paused is not None and phase == "waiting" else phase

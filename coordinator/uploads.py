@@ -1,0 +1,86 @@
+"""One update on its way in: which blobs are lacking, and their checking and staging beside the transfer of the next.
+
+It knows an Update, the blob store and the checks; it does not know the connection, nor whether the round still waits.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from coordinator.checks import Membership, check_component, check_update
+from coordinator.federation import Federation
+from protocol.messages import Update
+
+BATCH_BYTES = 2 * 1024 * 1024
+"""Bytes of blobs from which a thread is worth its while."""
+
+SAVES_AT_ONCE = 4
+"""Batches of one update that may be checked and staged at a time; further ones wait in the socket."""
+
+Item = TypeVar("Item")
+
+
+class Upload:
+    """An update whose blobs are coming in. Raises Unacceptable if it is refused for what it says of itself."""
+
+    def __init__(self, update: Update, membership: Membership, federation: Federation):
+        self.update = update
+        self.contributions = check_update(update, membership, federation.forms)
+        self._forms, self._blobs = federation.forms, federation.blobs
+        self._names: dict[str, list[str]] = {}
+        for name, given in sorted(self.contributions.items()):
+            self._names.setdefault(given.digest, []).append(name)
+        self._missing: set[str] = set(self._names)
+        self._waiting: list[tuple[str, bytes]] = []
+        self._saves: list[asyncio.Future[None]] = []
+        self._slots = asyncio.Semaphore(SAVES_AT_ONCE)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every blob has arrived (perhaps not yet staged: see `settle`)."""
+        return not self._missing
+
+    async def lacking(self) -> list[tuple[str, int]]:
+        """(digest, size) of each blob to ask for. Those that are stored already are only checked."""
+        sizes = {given.digest: given.size for given in self.contributions.values()}
+        stored = await asyncio.to_thread(lambda: [digest for digest in self._names if self._blobs.has(digest)])
+        if stored:
+            self._missing.difference_update(stored)
+            await self._start(self._check_stored, stored)
+        return [(digest, sizes[digest]) for digest in sorted(self._missing)]
+
+    async def save(self, digest: str, data: bytes) -> None:
+        """Have a blob checked and staged in a thread, small ones together; returns when there is room for another."""
+        self._missing.discard(digest)
+        self._waiting.append((digest, data))
+        if self.complete or sum(len(data) for _, data in self._waiting) >= BATCH_BYTES:
+            await self._start(self._stage, self._waiting)
+            self._waiting = []
+
+    async def settle(self) -> None:
+        """Wait until every blob is staged. Raises Unacceptable if one does not hold its component's tensors."""
+        await asyncio.gather(*self._saves)
+
+    async def _start(self, work: Callable[[list[Item]], None], items: list[Item]) -> None:
+        await self._slots.acquire()
+        save = asyncio.get_running_loop().run_in_executor(self._blobs.pool, work, items)
+        save.add_done_callback(self._release)
+        self._saves.append(save)
+
+    def _release(self, save: "asyncio.Future[None]") -> None:
+        self._slots.release()
+        if not save.cancelled():
+            save.exception()  # raised by `settle`; this marks it as seen if the connection ends first
+
+    def _stage(self, blobs: list[tuple[str, bytes]]) -> None:
+        for digest, data in blobs:
+            self._check(digest, data)
+            self._blobs.stage(digest, data)
+
+    def _check_stored(self, digests: list[str]) -> None:
+        for digest in digests:
+            self._check(digest, self._blobs.get(digest))
+
+    def _check(self, digest: str, data: bytes) -> None:
+        for name in self._names[digest]:
+            check_component(self._forms[name], data)

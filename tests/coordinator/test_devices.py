@@ -1,0 +1,454 @@
+"""The device plane over real sockets, with scripted devices: what is served, what is refused, what crosses the wire."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from protocol.codec import decode, encode
+from protocol.messages import SUBPROTOCOL, Chunk, ComponentRef, Done, Fetch, Heartbeat
+from protocol.tensors import DTYPES, ComponentTensors, decode_tensors, digest_of, encode_tensors
+from tap_core.aggregation import aggregate
+
+IMAGES, TEXTS, BOTH = {"kinds": 10}, {"senses": 30}, {"kinds": 4, "captions": 8}
+
+
+def expected_mean(manifest, name, updates, before):
+    """The aggregate of one component from what devices sent: {device: (n, bytes)}; its old bytes if nobody did."""
+    if not updates:
+        return before
+    dtype, shapes = manifest.config.wire.dtype, manifest.components[name].shapes
+    tensors = {
+        device: (n, decode_tensors(name, data, shapes=shapes, dtype=dtype).tensors)
+        for device, (n, data) in updates.items()
+    }
+    return encode_tensors(ComponentTensors(name, aggregate(tensors, DTYPES[dtype])))
+
+
+def run_to_the_end(running, directory, manifest, devices):
+    async def main():
+        async with running(directory, manifest) as service:
+            byes = await asyncio.gather(*(device.take_part(service.url) for device in devices))
+            assert [bye.code for bye in byes] == ["done"] * len(devices)
+            assert service.federation.ended.is_set()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_trap_1_a_device_receives_the_aggregate_bit_for_bit(federation, enroll, running, dtype):
+    directory, manifest = federation(dtype=dtype, total=3, clients_per_round=3, min_devices=3)
+    devices = [
+        enroll(directory, manifest, "one", IMAGES, scale=0.5),
+        enroll(directory, manifest, "two", TEXTS, scale=-0.25),
+        enroll(directory, manifest, "three", BOTH, scale=1.5),
+    ]
+    run_to_the_end(running, directory, manifest, devices)
+    assert [number for number, _ in devices[0].offers] == [0, 1, 2, "finish"]
+    changed = 0
+    for turn in range(3):
+        for device in devices:
+            _, before = device.offers[turn]
+            _, after = device.offers[turn + 1]
+            assert set(after) == set(device.owned)
+            for name in device.owned:
+                updates = {d.name: (d.examples[name], d.sent_updates[turn][name]) for d in devices if name in d.owned}
+                assert after[name] == expected_mean(manifest, name, updates, before[name])
+                changed += after[name] != before[name]
+    assert changed > 3 * len(devices)
+
+
+def test_trap_8_the_wire_carries_the_owned_components_and_nothing_else(federation, enroll, running):
+    directory, manifest = federation()
+    devices = [enroll(directory, manifest, "one", IMAGES), enroll(directory, manifest, "two", TEXTS, scale=0.25)]
+    run_to_the_end(running, directory, manifest, devices)
+    for device in devices:
+        streams = {"sent": {}, "received": {}}
+        other = {"sent": 0, "received": 0}
+        for direction, data in device.wire:
+            message = decode(data)
+            if isinstance(message, Chunk):
+                blob = streams[direction].setdefault(message.digest, bytearray())
+                assert len(blob) == message.offset
+                blob += message.data
+            else:
+                other[direction] += len(data)
+        offered = {digest_of(data) for _, components in device.offers for data in components.values()}
+        reported = {digest_of(data) for blobs in device.sent_updates.values() for data in blobs.values()}
+        assert set(streams["received"]) == offered
+        assert set(streams["sent"]) <= reported
+        names = {name for _, components in device.offers for name in components}
+        assert names == set(device.owned)
+        assert not any(name.startswith("encoder/text") for name in devices[0].owned)
+        assert max(other.values()) < 16_000  # everything that is not a component: names, digests, settings
+
+
+def test_the_same_blob_is_not_asked_for_twice(federation, enroll, running):
+    """An update that equals the global value bit for bit needs no transfer at all."""
+    directory, manifest = federation(total=1, clients_per_round=1, min_devices=1)
+    device = enroll(directory, manifest, "one", IMAGES, scale=1.0)  # round 0: tensor * 1 + 0
+    run_to_the_end(running, directory, manifest, [device])
+    assert not any(direction == "sent" and isinstance(decode(data), Chunk) for direction, data in device.wire)
+    assert device.offers[0][1] == device.offers[1][1]
+
+
+@pytest.mark.parametrize(
+    ("headers", "why"),
+    [
+        ({}, "carries no token"),
+        ({"Authorization": "Bearer wrong"}, "not valid"),
+        ({"Authorization": "Basic dXNlcjpw"}, "carries no token"),
+        ({"Authorization": "Bearer "}, "carries no token"),
+    ],
+)
+def test_a_bad_token_is_refused_before_the_upgrade(federation, running, headers, why):
+    directory, manifest = federation()
+
+    async def main():
+        async with running(directory, manifest) as service:
+            with pytest.raises(InvalidStatus) as error:
+                await connect(service.url, additional_headers=headers, subprotocols=[SUBPROTOCOL])
+            assert error.value.response.status_code == 401
+            body = error.value.response.body.decode()
+            assert why in body and "tap-coordinator enroll" in body
+            assert service.plane.links == {}
+
+    asyncio.run(main())
+
+
+def test_a_revoked_device_is_turned_out_and_not_let_in_again(federation, enroll, running):
+    directory, manifest = federation(min_devices=2)
+    device = enroll(directory, manifest, "one", IMAGES)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            assert (await device.connect(service.url)).type == "welcome"
+            await service.until(lambda: "one" in service.federation.machine.members)
+            service.store.registry.revoke("one", 1.0)
+            assert (await device.hear()).code == "revoked"
+            with pytest.raises(InvalidStatus):
+                await device.connect(service.url)
+            await service.until(lambda: service.federation.machine.members == set())
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"device": "somebody"}, "wrong_device"),
+        ({"federation": "another"}, "wrong_federation"),
+        ({"schema_version": 99}, "schema"),
+        ({"foundation": "0" * 64}, "foundation"),
+        ({"tasks": {"kinds": 1, "dancing": 1}}, "unknown_task"),
+    ],
+)
+def test_a_hello_that_does_not_fit_is_refused_with_the_fix(federation, enroll, running, changes, code):
+    directory, manifest = federation()
+    device = enroll(directory, manifest, "one", IMAGES)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            refused = await device.connect(service.url, device.hello(**changes))
+            assert (refused.type, refused.code) == ("refuse", code)
+            assert refused.why and refused.fix and "\n" not in refused.why + refused.fix
+            with pytest.raises(ConnectionClosed):
+                await device.socket.recv()
+            assert service.federation.machine.members == set()
+
+    asyncio.run(main())
+
+
+def one_round(federation, **options):
+    return federation(**{"total": 1, "clients_per_round": 1, "min_devices": 1, **options})
+
+
+def corrupt(device, manifest, components, how):
+    """An update for round 0 that must be rejected: (blobs, changes of the message)."""
+    blobs, name = device.train(0, components), device.owned[0]
+    shapes = manifest.components[name].shapes
+    good = {key: np.zeros(shape, np.float32) for key, shape in shapes.items()}
+    if how == "nan":
+        data = bytearray(blobs[name])
+        data[-4:] = np.float32(np.nan).tobytes()
+        return {**blobs, name: bytes(data)}, {}
+    if how == "shape":
+        return {**blobs, name: encode_tensors(ComponentTensors(name, {**good, "bias": np.zeros((1, 5), "f4")}))}, {}
+    if how == "dtype":
+        half = {key: value.astype("f2") for key, value in good.items()}
+        return {**blobs, name: encode_tensors(ComponentTensors(name, half))}, {}
+    if how == "names":
+        good["extra"] = good.pop("bias")
+        return {**blobs, name: encode_tensors(ComponentTensors(name, good))}, {}
+    if how == "missing":
+        fewer = {key: value for key, value in blobs.items() if key != name}
+        return fewer, {"examples": {key: n for key, n in device.examples.items() if key != name}}
+    if how == "examples":
+        return blobs, {"examples": {**device.examples, name: device.examples[name] + 1}}
+    assert how == "size"
+    refs = tuple(
+        ComponentRef(name=key, version=0, digest=digest_of(data), size=len(data) + (10**9 if key == name else 0))
+        for key, data in blobs.items()
+    )
+    return blobs, {"components": refs}
+
+
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [
+        ("nan", "tensors"),
+        ("shape", "tensors"),
+        ("dtype", "tensors"),
+        ("names", "tensors"),
+        ("missing", "components"),
+        ("examples", "examples"),
+        ("size", "size"),
+    ],
+)
+def test_an_update_that_does_not_fit_is_rejected_and_changes_nothing(federation, enroll, running, how, code):
+    directory, manifest = one_round(federation)
+    device = enroll(directory, manifest, "one", IMAGES)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            await device.connect(service.url)
+            train = await device.hear()
+            blobs, changes = corrupt(device, manifest, await device.fetch(train.components), how)
+            rejected = await device.report(0, blobs, **changes)
+            assert (rejected.type, rejected.code) == ("rejected", code)
+            assert service.store.updates(0) == {} and service.federation.machine.missing == ("one",)
+            with pytest.raises(asyncio.TimeoutError):  # and it is not asked again for the same attempt
+                await asyncio.wait_for(device.socket.recv(), 0.2)
+
+    asyncio.run(main())
+
+
+def test_a_blob_with_another_digest_ends_the_connection(federation, enroll, running):
+    directory, manifest = one_round(federation)
+    device = enroll(directory, manifest, "one", IMAGES)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            await device.connect(service.url)
+            blobs = device.train(0, await device.fetch((await device.hear()).components))
+            await device.say(device.update(0, blobs))
+            want = await device.hear()
+            size = next(len(data) for data in blobs.values() if digest_of(data) == want.digest)
+            for chunk in device.session.send_blob(want.digest, bytes(size), want.offset):
+                await device.socket.send(chunk)
+            await device.socket.wait_closed()
+            assert device.socket.close_code == 1007
+            assert not any(service.federation.blobs.has(digest_of(data)) for data in blobs.values())
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("data", [b"garbage", "text", b"\xff" * 5000])
+def test_garbage_ends_the_connection_with_the_protocols_code(federation, enroll, running, data):
+    directory, manifest = federation()
+    device = enroll(directory, manifest, "one", IMAGES)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            await device.connect(service.url)
+            await device.socket.send(data)
+            with pytest.raises(ConnectionClosed) as error:
+                await device.socket.recv()
+            assert error.value.rcvd.code == (1003 if isinstance(data, str) else 1007)
+            await service.until(lambda: service.plane.links["one"].conversation is None)
+
+    asyncio.run(main())
+
+
+def test_a_second_connection_replaces_the_first_and_the_round_goes_on(federation, enroll, running):
+    directory, manifest = one_round(federation)
+    device = enroll(directory, manifest, "one", IMAGES)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            await device.connect(service.url)
+            assert (await device.hear()).type == "train"
+            first = device.socket, device.session
+            bye = await device.take_part(service.url)
+            assert bye.code == "done" and device.offers[0][0] == 0
+            farewell = first[1].receive(await first[0].recv())
+            assert farewell[0].code == "replaced"
+            await service.until(lambda: service.plane.status()["one"]["connected"] is False)
+
+    asyncio.run(main())
+
+
+def test_an_upload_cut_in_the_middle_goes_on_where_it_was(federation, enroll, running):
+    shapes = {"large": (600, 1024)}  # 2.4 MB: three chunks
+    directory, manifest = one_round(federation, shapes=shapes)
+    device = enroll(directory, manifest, "one", TEXTS)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            await device.connect(service.url)
+            blobs = device.train(0, await device.fetch((await device.hear()).components))
+            await device.say(device.update(0, blobs))
+            want = await device.hear()
+            data = next(data for data in blobs.values() if digest_of(data) == want.digest)
+            chunks = list(device.session.send_blob(want.digest, data, 0))
+            assert len(chunks) == 3
+            await device.socket.send(chunks[0])
+            await service.until(lambda: service.plane.links["one"].partial)
+            device.socket.transport.abort()
+            await service.until(lambda: service.plane.links["one"].conversation is None)
+            await device.connect(service.url)
+            assert (await device.hear()).type == "train"
+            await device.say(device.update(0, blobs))
+            wants = {}
+            while len(wants) < len(blobs):
+                event = await device.hear()
+                wants[event.digest] = event.offset
+            assert wants[want.digest] == 1024 * 1024
+            assert sorted(wants.values())[:-1] == [0] * (len(blobs) - 1)
+
+    asyncio.run(main())
+
+
+def test_late_updates_are_rejected_and_the_device_goes_on_with_the_next_round(federation, enroll, running):
+    directory, manifest = federation(total=2, clients_per_round=2, min_devices=2, deadline=0.5)
+    quick, slow = enroll(directory, manifest, "quick", IMAGES), enroll(directory, manifest, "slow", TEXTS)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            await slow.connect(service.url)
+            playing = asyncio.ensure_future(quick.take_part(service.url))
+            train = await slow.hear()
+            blobs = slow.train(0, await slow.fetch(train.components))
+            await service.until(lambda: service.federation.machine.round == 1)
+            assert service.store.attempts()[0].missing == ("slow",)
+            rejected = await slow.report(0, blobs)
+            assert (rejected.type, rejected.code) == ("rejected", "late")
+            event = await slow.hear()
+            assert (event.type, event.round) == ("train", 1)
+            assert (await slow.report(1, slow.train(1, await slow.fetch(event.components)))).type == "accepted"
+            assert (await slow.hear()).type == "finish"
+            await slow.say(Done())
+            assert (await slow.hear()).code == "done"
+            assert (await playing).code == "done"
+
+    asyncio.run(main())
+
+
+def test_an_accepted_update_is_accepted_again_but_counts_once(federation, enroll, running):
+    """The acknowledgement is lost: the device comes back while its update is being counted, and says it again."""
+    directory, manifest = federation(clients_per_round=2, min_devices=2)
+    device, other = enroll(directory, manifest, "one", IMAGES), enroll(directory, manifest, "two", TEXTS)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            await other.connect(service.url)
+            await device.connect(service.url)
+            blobs = device.train(0, await device.fetch((await device.hear()).components))
+            await device.say(device.update(0, blobs))
+            machine = service.federation.machine
+            contributions = {ref.name: (ref, device.examples[ref.name]) for ref in device.update(0, blobs).components}
+            assert len(contributions) == len(device.owned)
+            for _ in device.owned:
+                want = await device.hear()
+                data = next(data for data in blobs.values() if digest_of(data) == want.digest)
+                for chunk in device.session.send_blob(want.digest, data, want.offset):
+                    await device.socket.send(chunk)
+            await service.until(lambda: "one" in machine.current.reported)
+            assert (await device.hear()).type == "accepted"
+            await device.connect(service.url)
+            with pytest.raises(asyncio.TimeoutError):  # the round waits for the other one only
+                await asyncio.wait_for(device.socket.recv(), 0.2)
+            assert list(service.store.updates(0)) == ["one"]
+
+    asyncio.run(main())
+
+
+def test_a_full_disk_drops_the_connection_and_the_device_may_try_again(federation, enroll, running, monkeypatch):
+    directory, manifest = one_round(federation)
+    device = enroll(directory, manifest, "one", IMAGES)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    async def main():
+        async with running(directory, manifest) as service:
+            with monkeypatch.context() as patch:
+                patch.setattr(service.federation.blobs, "stage", full)
+                await device.connect(service.url)
+                blobs = device.train(0, await device.fetch((await device.hear()).components))
+                with pytest.raises(ConnectionClosed) as error:
+                    await device.report(0, blobs)
+                assert error.value.rcvd.code == 1011
+            assert not service.federation.stopping.is_set() and service.store.updates(0) == {}
+            assert (await device.take_part(service.url)).code == "done"
+
+    asyncio.run(main())
+
+
+def test_a_database_that_fails_stops_the_service_with_its_error(federation, enroll, running, monkeypatch):
+    directory, manifest = one_round(federation)
+    device = enroll(directory, manifest, "one", IMAGES)
+
+    def broken(*_):
+        raise RuntimeError("the database is gone")
+
+    async def main():
+        async with running(directory, manifest) as service:
+            monkeypatch.setattr(service.store, "add_update", broken)
+            playing = asyncio.ensure_future(device.take_part(service.url))
+            await asyncio.wait_for(service.federation.stopping.wait(), 10)
+            playing.cancel()
+
+    with pytest.raises(RuntimeError, match="the database is gone"):
+        asyncio.run(main())
+
+
+def test_min_cohort_keeps_components_that_too_few_reported(federation, enroll, running):
+    directory, manifest = federation(total=1, clients_per_round=2, min_cohort=2)
+    devices = [enroll(directory, manifest, "one", IMAGES), enroll(directory, manifest, "two", TEXTS)]
+    run_to_the_end(running, directory, manifest, devices)
+    shared = set(devices[0].owned) & set(devices[1].owned)
+    assert shared and shared != set(devices[0].owned)
+    for device in devices:
+        (_, before), (_, after) = device.offers
+        assert {name for name in device.owned if after[name] != before[name]} == shared
+
+
+def test_status_and_heartbeats(federation, enroll, running):
+    directory, manifest = one_round(federation)
+    device = enroll(directory, manifest, "one", IMAGES)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            await device.connect(service.url)
+            await device.hear()
+            await device.say(Heartbeat(phase="federated", step=3, steps=20))
+            await service.until(lambda: service.plane.status()["one"]["step"] == 3)
+            facts = service.plane.status()["one"]
+            sent = sum(len(data) for direction, data in device.wire if direction == "sent")
+            received = sum(len(data) for direction, data in device.wire if direction == "received")
+            assert (facts["connected"], facts["phase"], facts["steps"]) == (True, "federated", 20)
+            assert (facts["bytes_sent"], facts["bytes_received"]) == (received, sent)
+            status = service.federation.status()
+            assert (status["phase"], status["round"], status["rounds"]) == ("open", 0, 1)
+            assert (status["sampled"], status["reported"]) == (["one"], [])
+
+    asyncio.run(main())
+
+
+def test_asking_for_what_was_not_offered_ends_the_connection(federation, enroll, running):
+    directory, manifest = one_round(federation)
+    device, text = enroll(directory, manifest, "one", IMAGES), manifest.components["encoder/text"]
+
+    async def main():
+        async with running(directory, manifest) as service:
+            await device.connect(service.url)
+            assert (await device.hear()).type == "train"
+            await device.socket.send(encode(Fetch(digests=(text.digest,), offsets=(0,))))
+            with pytest.raises(ConnectionClosed) as error:
+                await device.socket.recv()
+            assert error.value.rcvd.code == 1002
+
+    asyncio.run(main())

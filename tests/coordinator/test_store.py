@@ -1,0 +1,194 @@
+"""What the store keeps, and what it refuses; the schema of a new database is the one of the tables."""
+
+import threading
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from coordinator.database import NEWEST, connect
+from coordinator.rounds import History
+from coordinator.schema import metadata
+from coordinator.store import Contribution, Store, Version
+from tap_core.errors import UsageError
+
+ZERO = {"encoder/image": Version(0, "a" * 64, 10), "decoder/x": Version(0, "b" * 64, 20)}
+GIVEN = {"encoder/image": Contribution("c" * 64, 10, 5), "decoder/x": Contribution("d" * 64, 20, 7)}
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path / 'c.db'}"
+
+
+@pytest.fixture
+def store(url):
+    store = Store(connect(url), "fed")
+    store.begin("1" * 64, ZERO, 1.0)
+    yield store
+    store.close()
+
+
+def commit(store, number, versions, attempt=0, away=()):
+    who = {"contributors": ["a"], "missing": ["b"], "away": away}
+    store.commit_round(number, attempt, versions, **who, at=9.0)
+
+
+def join(store, *names):
+    for name in names:
+        store.registry.enroll(name, name * 64, 1.0)
+        store.registry.register(name, {"x": 5}, ["decoder/x"], 2.0)
+
+
+def test_the_migrated_schema_is_the_one_of_the_tables(url):
+    engine = connect(url)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
+
+
+def test_the_newest_step_is_the_last_of_the_migrations():
+    script = Config()
+    script.set_main_option("script_location", "coordinator:migrations")
+    assert ScriptDirectory.from_config(script).get_current_head() == NEWEST
+
+
+def test_several_processes_may_open_a_new_database_at_once(url):
+    errors = []
+
+    def open_it():
+        try:
+            connect(url).dispose()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=open_it) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_commits_are_durable_and_logged_ahead(store):
+    with store.engine.connect() as db:
+        assert db.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
+        assert db.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2
+
+
+def test_a_federation_begins_once_and_keeps_its_manifest(store):
+    store.begin("1" * 64, {"encoder/image": Version(0, "f" * 64, 1)}, 2.0)
+    assert store.versions() == ZERO
+    with pytest.raises(UsageError, match=r"manifest\.json is not the one"):
+        store.begin("2" * 64, ZERO, 2.0)
+
+
+def test_what_has_not_begun_cannot_be_controlled(url):
+    with pytest.raises(UsageError, match="has not begun"):
+        Store(connect(url), "other").set_paused("why")
+
+
+def test_devices_are_enrolled_found_by_token_and_revoked(store):
+    store.registry.enroll("a", "1" * 64, 1.0)
+    assert store.registry.device_of_token("1" * 64).name == "a"
+    assert store.registry.device_of_token("2" * 64) is None
+    with pytest.raises(UsageError, match="enrolled already"):
+        store.registry.enroll("a", "2" * 64, 2.0)
+    store.registry.enroll("a", "2" * 64, 2.0, renew=True)
+    assert store.registry.device_of_token("1" * 64) is None
+    store.registry.revoke("a", 3.0)
+    assert store.registry.device_of_token("2" * 64) is None
+    with pytest.raises(UsageError, match="not enrolled"):
+        store.registry.revoke("a", 4.0)
+    store.registry.enroll("a", "3" * 64, 5.0)
+    assert store.registry.device_of_token("3" * 64).name == "a"
+
+
+def test_two_federations_do_not_see_each_other(store, url):
+    other = Store(connect(url), "other")
+    other.begin("9" * 64, {}, 1.0)
+    join(store, "a")
+    store.open_round(0, 0, ["a"], 3.0)
+    assert other.registry.all() == [] and other.attempts() == [] and other.versions() == {}
+    assert other.registry.device_of_token("a" * 64) is None
+
+
+def test_an_update_counts_once(store):
+    assert store.add_update(0, "a", GIVEN, 1.0) is True
+    changed = {**GIVEN, "decoder/x": Contribution("e" * 64, 20, 99)}
+    assert store.add_update(0, "a", changed, 2.0) is False
+    assert store.updates(0) == {"a": GIVEN} and store.updates(1) == {}
+
+
+def test_history_follows_every_step(store):
+    assert store.history() == History()
+    join(store, "a", "b")
+    members = frozenset("ab")
+    assert store.history() == History(members=members)
+    store.open_round(0, 0, ["a", "b"], 3.0)
+    store.add_update(0, "a", GIVEN, 4.0)
+    assert store.history() == History(0, 0, ("a", "b"), frozenset("a"), members)
+    store.fail_round(0, 0, ["b"], ["b"], "too few", 5.0)
+    assert store.history() == History(0, 1, None, frozenset("a"), members, frozenset("b"))
+    store.registry.register("b", {"x": 5}, ["decoder/x"], 6.0)
+    store.open_round(0, 1, ["b"], 6.0)
+    commit(store, 0, {"decoder/x": Version(1, "d" * 64, 20, 1)}, attempt=1)
+    assert store.history() == History(1, 0, None, frozenset(), members)
+    store.set_paused("why")
+    store.registry.complete("b", 7.0)
+    store.registry.revoke("a", 8.0)
+    assert store.history() == History(1, 0, None, frozenset(), frozenset("b"), done=frozenset("b"), paused="why")
+
+
+def test_a_commit_is_all_or_nothing(store):
+    store.open_round(0, 0, ["a"], 1.0)
+    with pytest.raises(Exception, match="UNIQUE"):
+        commit(store, 0, {"decoder/x": Version(1, "d" * 64, 20), "encoder/image": Version(0, "e" * 64, 10)})
+    assert store.versions() == ZERO
+    assert store.attempts()[0].status == "open"
+
+
+def test_attempts_tell_who_and_why(store):
+    store.open_round(0, 0, ["a", "b"], 1.0)
+    store.fail_round(0, 0, ["b"], [], "no update from b", 2.0)
+    store.open_round(0, 1, ["a", "b"], 2.0)
+    commit(store, 0, {}, attempt=1)
+    first, second = store.attempts()
+    assert (first.status, first.missing, first.why) == ("failed", ("b",), "no update from b")
+    assert (second.status, second.contributors, second.missing) == ("committed", ("a",), ("b",))
+    assert store.attempts(1) == [second]
+
+
+def test_two_versions_and_the_updates_of_the_open_round_are_kept(store):
+    for number in range(3):
+        store.open_round(number, 0, ["a"], 1.0)
+        store.add_update(number, "a", {"decoder/x": Contribution(str(number) * 64, 20, 1)}, 2.0)
+        commit(store, number, {"decoder/x": Version(number + 1, "cde"[number] * 64, 20)})
+    store.add_update(3, "a", {"decoder/x": Contribution("3" * 64, 20, 1)}, 2.0)
+    assert store.referenced(3) == {"a" * 64, "d" * 64, "e" * 64, "3" * 64}
+    assert store.updates(2) == {} and store.updates(3)["a"]["decoder/x"].digest == "3" * 64
+    assert store.add_update(2, "a", GIVEN, 9.0) is False
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("nonsense", "not a usable URL"),
+        ("oracle+nothing://x", "not a usable URL"),
+        ("sqlite:////nowhere/at/all.db", "cannot open database"),
+        ("sqlite:///{tmp}/text.db", "cannot open database"),
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_one_line(tmp_path, bad, message):
+    (tmp_path / "text.db").write_text("this is no database " * 100)
+    with pytest.raises(UsageError, match=message) as error:
+        connect(bad.format(tmp=tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_password_is_not_shown(tmp_path):
+    with pytest.raises(UsageError) as error:
+        connect("oracle+nothing://user:secret@host/db")
+    assert "secret" not in str(error.value)
