@@ -1,0 +1,177 @@
+"""One WebSocket to the coordinator: bytes of the session in and out, counted, and the reasons for which it ends.
+
+It knows sockets, the token and how long to wait before trying again. What the messages mean is the session's and the
+agent's business; it never sees a tensor.
+
+Two ways to end: `Disconnected` (try again later) and `TapError` (the user must change something first).
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI, NegotiationError
+from websockets.frames import CloseCode
+from websockets.typing import Subprotocol
+
+from edge_client.outages import Disconnected
+from protocol.errors import RemoteProtocolError
+from protocol.messages import MAX_MESSAGE, SUBPROTOCOL, Message
+from protocol.session import Event, Session
+from protocol.transfer import Incoming
+from tap_core.errors import TapError, UsageError
+
+OPEN_TIMEOUT = 20.0
+"""Seconds for the connection and the handshake."""
+
+PING_SECONDS = 20.0
+"""Between the WebSocket's own pings, which find a dead network while nothing is sent."""
+
+
+@dataclass
+class Traffic:
+    """Bytes of protocol messages over all connections of this device; WebSocket framing is not counted."""
+
+    sent: int = 0
+    received: int = 0
+
+
+class Connection:
+    """An open WebSocket with its session. Not safe for two senders at once: the agent's loop is the only one."""
+
+    def __init__(self, socket: ClientConnection, session: Session, traffic: Traffic):
+        self._socket, self.session, self._traffic = socket, session, traffic
+
+    async def send(self, message: Message) -> None:
+        """Send one message. Raises Disconnected, also if the coordinator has said bye and nobody has heard it yet."""
+        if self.session.state == "closed":
+            raise Disconnected("the connection is over", reached=True)
+        await self._send(self.session.send(message))
+
+    async def send_blob(self, digest: str, data: bytes, offset: int) -> None:
+        """Send a blob from ``offset`` on, chunk by chunk. Raises Disconnected."""
+        for chunk in self.session.send_blob(digest, data, offset):
+            await self._send(chunk)
+
+    async def receive(self) -> list[Event]:
+        """The events of the next message; none for a chunk in the middle of a blob. Raises Disconnected.
+
+        A message that breaks the protocol closes the connection with the code that the session asks for.
+        """
+        try:
+            data = await self._socket.recv()
+        except ConnectionClosed as error:
+            raise self._closed(error) from None
+        self._traffic.received += len(data)
+        try:
+            return self.session.receive(data)  # type: ignore[arg-type]  # a text message is its error to raise
+        except RemoteProtocolError as error:
+            await self._socket.close(error.close_code, "protocol error")
+            raise Disconnected(f"the coordinator broke the protocol: {error}", reached=True) from None
+
+    async def _send(self, data: bytes) -> None:
+        try:
+            await self._socket.send(data)
+        except ConnectionClosed as error:
+            raise self._closed(error) from None
+        self._traffic.sent += len(data)
+
+    def _closed(self, error: ConnectionClosed) -> Disconnected:
+        close = error.rcvd or error.sent
+        reason = "connection lost" if close is None else f"connection closed ({close.code} {close.reason})".rstrip()
+        return Disconnected(reason, reached=True, farewell=close is not None and close.code == CloseCode.NORMAL_CLOSURE)
+
+
+@asynccontextmanager
+async def open_connection(
+    address: str, token: str, *, token_file: Path, partial: dict[str, Incoming], traffic: Traffic
+) -> AsyncIterator[Connection]:
+    """Connect, with the token in the handshake. ``partial``: transfers cut off earlier, continued by the session.
+
+    Raises Disconnected if the coordinator cannot be reached or is not ready, and TapError, with the fix in the message,
+    if trying again would not help: a refused token, another protocol, a certificate that cannot be trusted.
+    """
+    socket = await _connect(address, token, token_file)
+    session = Session("device", partial=partial)
+    try:
+        yield Connection(socket, session, traffic)
+    finally:
+        session.connection_lost()
+        await socket.close()
+
+
+async def _connect(address: str, token: str, token_file: Path) -> ClientConnection:
+    try:
+        socket = await connect(
+            address,
+            additional_headers={"Authorization": f"Bearer {token}"},
+            subprotocols=[Subprotocol(SUBPROTOCOL)],
+            compression=None,
+            max_size=MAX_MESSAGE,
+            open_timeout=OPEN_TIMEOUT,
+            ping_interval=PING_SECONDS,
+            ping_timeout=PING_SECONDS * 3,
+        )
+    except InvalidURI as error:
+        raise UsageError(f"coordinator {address!r} is no usable address ({error}); give ws://HOST:PORT") from None
+    except InvalidStatus as error:
+        raise _refusal(error.response.status_code, address, token_file) from None
+    except NegotiationError:
+        raise _other_protocol(address) from None
+    except ssl.SSLCertVerificationError as error:
+        raise TapError(
+            f"the certificate of {address} is not trusted ({error.verify_message}); correct the host name, or install "
+            "the certificate's authority on this device"
+        ) from None
+    except (OSError, InvalidHandshake, EOFError, asyncio.TimeoutError) as error:
+        raise Disconnected(_reason(error), reached=False) from None
+    if socket.subprotocol != SUBPROTOCOL:
+        await socket.close()
+        raise _other_protocol(address)
+    return socket
+
+
+def _refusal(status: int, address: str, token_file: Path) -> Exception:
+    if status == 401:
+        return TapError(
+            f"{address} refused this device's token (HTTP 401); have the operator run 'tap-coordinator enroll' for "
+            f"device_id and put the new token into {token_file}"
+        )
+    if status >= 500 or status in (408, 425, 429):
+        return Disconnected(f"HTTP {status}", reached=False)
+    return TapError(
+        f"{address} is no device port of a coordinator (HTTP {status}); correct 'coordinator' (tap-coordinator serve "
+        "prints its address)"
+    )
+
+
+def _other_protocol(address: str) -> TapError:
+    return TapError(f"{address} does not speak {SUBPROTOCOL}; use the same version of tap-edge as the coordinator")
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, (asyncio.TimeoutError, TimeoutError)):
+        return f"no answer within {OPEN_TIMEOUT:.0f} s"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).splitlines()
+    return text[0] if text else type(error).__name__
+
+
+def read_token(path: Path) -> str:
+    """The token in a file. Raises UsageError, in one line, if there is none."""
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise UsageError(
+            f"token file {path}: {error.strerror}; put there the token that tap-coordinator enroll printed"
+        ) from None
+    except UnicodeDecodeError:
+        token = ""
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise UsageError(f"token file {path} holds no token; put there the line that tap-coordinator enroll printed")
+    return token

@@ -1,0 +1,212 @@
+"""Users' data to examples: the rows of tables, read as one of the federation's tasks and split by source item.
+
+It knows tasks, classes and how train and test are kept apart (METHOD.md section 8, trap 5). It does not know file
+formats (`tables`) nor batches. Everything that can be wrong with the data is found here, before training, and said in
+one line; only damage inside an image whose header is sound shows later, when the image is drawn.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from edge_client.config import ClientConfig, Columns, TaskDataConfig
+from edge_client.tables import FOLDER_CLASS, FOLDER_IMAGE, FolderTable, Table, forget_unpacked, open_dataset, open_table
+from tap_core.config import FederationConfig, TaskConfig
+from tap_core.data import Example, TaskData
+from tap_core.errors import UsageError
+from tap_core.sampling import derive_seed
+
+CACHE_DIRECTORY = "datasets"
+"""Below the device's state directory: unpacked Parquet, private as everything there, and gone when its file changes."""
+
+
+class Examples(Sequence[Example]):
+    """Some rows of a table as examples of one task; images are decoded when an example is taken."""
+
+    def __init__(
+        self, task: TaskConfig, table: Table, columns: Columns, targets: Sequence[int | str], rows: Sequence[int]
+    ):
+        self.table = table
+        self._task, self._columns, self._targets, self._rows = task, columns, targets, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Examples": ...
+    def __getitem__(self, index: int | slice) -> "Example | Examples":
+        if isinstance(index, slice):
+            return self.subset(self._rows[index])
+        row = self._rows[index]
+        image = self.table.image(row, self._columns.image) if "image" in self._task.inputs else None
+        text = self.table.text(row, self._columns.text) if "text" in self._task.inputs else None
+        target: int | str | np.ndarray
+        if self._task.kind != "image_generation":
+            target = self._targets[row]
+        elif self._columns.target is not None:
+            target = self.table.image(row, self._columns.target)
+        else:
+            assert image is not None
+            target = image
+        return Example(image, text, target)
+
+    def subset(self, rows: Sequence[int]) -> "Examples":
+        return Examples(self._task, self.table, self._columns, self._targets, rows)
+
+    def items(self, column: str | None) -> list[str]:
+        """The source item of each example: the cell of ``column``, or a digest of the inputs where there is none."""
+        if column is not None:
+            self.table.require(column, f"tasks.{self._task.name}.item")
+            return [self.table.text(row, column) for row in self._rows]
+        return [self._content(row) for row in self._rows]
+
+    def _content(self, row: int) -> str:
+        parts = []
+        if "image" in self._task.inputs:
+            parts.append(self.table.image_digest(row, self._columns.image))
+        if "text" in self._task.inputs:
+            parts.append(self.table.text(row, self._columns.text).strip())
+        return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+    def where(self, index: int) -> str:
+        return self.table.where(self._rows[index])
+
+
+def load_tasks(config: ClientConfig, federation: FederationConfig) -> dict[str, TaskData]:
+    """The device's examples by task, for all tasks of `client.toml`. Raises UsageError as `load_task` does."""
+    cache = config.state_dir / CACHE_DIRECTORY
+    tasks = federation.tasks_named(config.tasks)
+    data = {task.name: load_task(task, config.tasks[task.name], seed=federation.seed, cache=cache) for task in tasks}
+    parts = [part for task in data.values() for part in (task.train, task.test)]
+    forget_unpacked(cache, keep={part.table.unpacked for part in parts if isinstance(part, Examples)})
+    return data
+
+
+def load_task(task: TaskConfig, source: TaskDataConfig, *, seed: int, cache: Path) -> TaskData:
+    """The examples of one task, train and test disjoint by source item.
+
+    Without a test split, items whose hash with ``seed`` falls below ``test_fraction`` become the test split: the same
+    items in every run, for every task of the federation that shares them, and after more data has been added. Raises
+    UsageError for anything in the data that cannot be used.
+    """
+    whole = _read(task, source, _open(source, source.train, source.train_split, cache))
+    items = whole.items(source.item)
+    if source.test is not None or source.test_split is not None:
+        train, test = whole, _read(task, source, _open(source, source.test, source.test_split, cache))
+        require_disjoint(task.name, train, items, test, test.items(source.item))
+    else:
+        held_out = {item for item in set(items) if _falls_into_test(seed, item, source.test_fraction)}
+        kept = [row for row, item in enumerate(items) if item not in held_out]
+        cut = [row for row, item in enumerate(items) if item in held_out]
+        train, test = whole.subset(kept), whole.subset(cut)
+        require_disjoint(task.name, train, [items[row] for row in kept], test, [items[row] for row in cut])
+    if not len(train):
+        raise UsageError(
+            f"task {task.name!r}: cutting off the test split left no training example; lower test_fraction or add data"
+        )
+    return TaskData(train, test)
+
+
+def count_tasks(data: Mapping[str, TaskData]) -> dict[str, int]:
+    """n_{i,o}: the number of training examples by task."""
+    return {name: len(task.train) for name, task in sorted(data.items())}
+
+
+def require_disjoint(
+    task: str, train: Examples, train_items: Sequence[str], test: Examples, test_items: Sequence[str]
+) -> None:
+    """Raise UsageError, naming one shared item, if an item is on both sides (METHOD.md section 8, trap 5)."""
+    seen = set(train_items)
+    shared = [index for index, item in enumerate(test_items) if item in seen]
+    if shared:
+        in_test, in_train = shared[0], train_items.index(test_items[shared[0]])
+        raise UsageError(
+            f"task {task!r}: train and test share {len({test_items[i] for i in shared})} source items, for example "
+            f"{train.where(in_train)} and {test.where(in_test)}; remove them from one of the two"
+        )
+
+
+def _open(source: TaskDataConfig, path: Path | None, split: str | None, cache: Path) -> Table:
+    if source.dataset is not None:
+        assert split is not None
+        return open_dataset(source.dataset, split, cache)
+    assert path is not None
+    return open_table(path, cache)
+
+
+def _falls_into_test(seed: int, item: str, fraction: float) -> bool:
+    return derive_seed(seed, "test split", item) < fraction * 2**63
+
+
+def _read(task: TaskConfig, source: TaskDataConfig, table: Table) -> Examples:
+    """All rows of a table as examples of a task, each row checked."""
+    columns = _columns(task, source, table)
+    if not len(table):
+        what = "no image in it" if isinstance(table, FolderTable) else "no row in it"
+        raise UsageError(f"{table.source} is empty ({what}); task {task.name!r} needs at least one example")
+    rows = range(len(table))
+    if "image" in task.inputs:
+        _check_images(table, columns.image, rows)
+    if "text" in task.inputs:
+        for row in rows:
+            table.text(row, columns.text)
+    targets: list[int | str] = []
+    if task.classes:
+        assert columns.target is not None
+        targets.extend(_class_indices(task, table, columns.target))
+    elif task.kind == "text_generation":
+        assert columns.target is not None
+        targets.extend(table.text(row, columns.target) for row in rows)
+    elif columns.target is not None:
+        _check_images(table, columns.target, rows)
+    return Examples(task, table, columns, targets, rows)
+
+
+def _columns(task: TaskConfig, source: TaskDataConfig, table: Table) -> Columns:
+    """The column of each role that the task has; all are columns of the table."""
+    if isinstance(table, FolderTable):
+        if task.kind not in ("image_classification", "image_generation") or tuple(task.inputs) != ("image",):
+            raise UsageError(
+                f"{table.source}: an image folder gives images and classes only, and task {task.name!r} is "
+                f"{task.kind} from {' and '.join(task.inputs)}; give a .csv, .jsonl or .parquet file"
+            )
+        return Columns(image=FOLDER_IMAGE, target=FOLDER_CLASS if task.classes else None)
+    columns = source.columns
+    reconstructs = task.kind == "image_generation" and "image" in task.inputs
+    if columns.target is None and not reconstructs:
+        columns = columns.model_copy(update={"target": "target"})
+    for modality in task.inputs:
+        table.require(getattr(columns, modality), f"tasks.{task.name}.columns.{modality}")
+    if columns.target is not None:
+        table.require(columns.target, f"tasks.{task.name}.columns.target")
+    return columns
+
+
+def _check_images(table: Table, column: str, rows: Iterable[int]) -> None:
+    for row in rows:
+        table.check_image(row, column)
+
+
+def _class_indices(task: TaskConfig, table: Table, column: str) -> list[int]:
+    """Each row's class as its index in the federation's order, which is the order of the decoder's outputs."""
+    index_of = {name: index for index, name in enumerate(task.classes)}
+    found = []
+    for row in range(len(table)):
+        if table.cell(row, column) is None and isinstance(table, FolderTable):
+            raise UsageError(f"{table.where(row)} is in no class; move it into a sub-folder named after its class")
+        name = table.text(row, column)
+        if name not in index_of:
+            nearest = difflib.get_close_matches(name, index_of, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+            raise UsageError(
+                f"{table.where(row)}: class {name!r} is not a class of task {task.name!r}; {hint}"
+                f"its classes are {', '.join(task.classes)}"
+            )
+        found.append(index_of[name])
+    return found

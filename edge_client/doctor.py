@@ -1,0 +1,165 @@
+"""Whether this device is ready to join: one finding for each thing that could stop it, and what to do about it.
+
+It looks and reports; it changes nothing except that unpacked data stays in the state directory for `join` to use. It
+does not say hello to the coordinator: a device that is in the middle of a round is not disturbed.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from edge_client.config import ClientConfig
+from edge_client.connection import Traffic, open_connection, read_token
+from edge_client.files import make_private_directory
+from edge_client.journal import read_settings
+from edge_client.outages import Disconnected
+from tap_core.errors import TapError
+
+FREE_DISK_MB = 200
+"""Least free disk that the state directory needs."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``what`` was looked at, whether it is ``ok``, and what was found or what to do."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+def findings(config: ClientConfig) -> Iterator[Finding]:
+    """Everything that is looked at, cheapest first."""
+    yield Finding("config", True, f"device {config.device_id} of federation {config.federation}")
+    yield _token(config)
+    yield _state_directory(config)
+    yield _memory(config)
+    yield _torch(config)
+    yield _foundation(config)
+    yield from _data(config)
+
+
+async def reach(config: ClientConfig) -> Finding:
+    """Whether the coordinator answers and takes the token: the handshake of a WebSocket, and nothing after it."""
+    try:
+        token = read_token(config.token_file)
+        async with open_connection(
+            config.coordinator, token, token_file=config.token_file, partial={}, traffic=Traffic()
+        ):
+            return Finding("coordinator", True, f"{config.coordinator} answers and takes the token")
+    except Disconnected as error:
+        fix = "check that it runs and that 'coordinator' names its address and port"
+        return Finding("coordinator", False, f"cannot reach {config.coordinator} ({error.reason}); {fix}")
+    except TapError as error:
+        return Finding("coordinator", False, str(error))
+
+
+def free_memory_mb() -> int:
+    """Megabytes of memory that can be had without swapping."""
+    import psutil
+
+    return int(psutil.virtual_memory().available // 2**20)
+
+
+def require_memory(config: ClientConfig) -> None:
+    """Raise TapError if less memory is free than `runtime.memory_limit_mb` asks for."""
+    limit = config.runtime.memory_limit_mb
+    if limit is not None and (free := free_memory_mb()) < limit:
+        raise TapError(
+            f"{free} MB of memory are free and runtime.memory_limit_mb asks for {limit}; close other "
+            "programs or lower it"
+        )
+
+
+def _token(config: ClientConfig) -> Finding:
+    try:
+        read_token(config.token_file)
+    except TapError as error:
+        return Finding("token", False, str(error))
+    if config.token_file.stat().st_mode & 0o077:
+        return Finding("token", False, f"others can read it; run: chmod 600 {config.token_file}")
+    return Finding("token", True, str(config.token_file))
+
+
+def _state_directory(config: ClientConfig) -> Finding:
+    try:
+        make_private_directory(config.state_dir)
+        free = shutil.disk_usage(config.state_dir).free // 2**20
+    except OSError as error:
+        return Finding(
+            "state", False, f"{config.state_dir}: {error.strerror}; give a state_dir that this user can write"
+        )
+    if free < FREE_DISK_MB:
+        return Finding("state", False, f"{config.state_dir} has {free} MB free of the {FREE_DISK_MB} needed; make room")
+    return Finding("state", True, f"{config.state_dir}, {free} MB free")
+
+
+def _memory(config: ClientConfig) -> Finding:
+    try:
+        require_memory(config)
+    except TapError as error:
+        return Finding("memory", False, str(error))
+    return Finding("memory", True, f"{free_memory_mb()} MB free")
+
+
+def _torch(config: ClientConfig) -> Finding:
+    for package in ("torch", "transformers", "peft", "accelerate", "datasets", "onnxruntime"):
+        try:
+            version(package)
+        except PackageNotFoundError:
+            return Finding("torch", False, f'{package} is not installed; run: pip install "tap-edge[client]"')
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if config.runtime.device == "cuda" and not has_gpu:
+        return Finding(
+            "torch",
+            False,
+            f'{torch.__version__} sees no CUDA device; set runtime.device to "auto" or install its driver',
+        )
+    where = torch.cuda.get_device_name() if has_gpu and config.runtime.device != "cpu" else "the CPU"
+    if config.runtime.precision == "fp16" and where == "the CPU":
+        return Finding(
+            "torch", False, 'precision "fp16" needs a CUDA device; set runtime.precision to "fp32" or "bf16"'
+        )
+    return Finding("torch", True, f"{torch.__version__}, trains on {where} in {config.runtime.precision}")
+
+
+def _foundation(config: ClientConfig) -> Finding:
+    from tap_core.foundation_files import foundation_digest
+
+    try:
+        return Finding("foundation", True, f"{config.foundation}, digest {foundation_digest(config.foundation)[:12]}")
+    except TapError as error:
+        return Finding("foundation", False, str(error))
+
+
+def _data(config: ClientConfig) -> Iterator[Finding]:
+    from edge_client.datasets import CACHE_DIRECTORY, load_task
+
+    try:
+        federation = read_settings(config.state_dir)
+    except TapError as error:
+        yield Finding("data", False, str(error))
+        return
+    for name, source in sorted(config.tasks.items()):
+        what = f"data of {name}"
+        given = [path for path in (source.train, source.test) if path is not None]
+        absent = [path for path in given if not path.exists()]
+        if absent:
+            yield Finding(what, False, f"{absent[0]}: no such file or folder; correct its path in the configuration")
+        elif federation is None:
+            yield Finding(what, True, f"{_shown(given) or source.dataset}; read in full after the first contact")
+        else:
+            try:
+                (task,) = federation.tasks_named([name])
+                data = load_task(task, source, seed=federation.seed, cache=config.state_dir / CACHE_DIRECTORY)
+                yield Finding(what, True, f"{len(data.train)} training and {len(data.test)} test examples")
+            except TapError as error:
+                yield Finding(what, False, str(error))
+
+
+def _shown(paths: list[Path]) -> str:
+    return ", ".join(str(path) for path in paths)

@@ -1,0 +1,264 @@
+"""What a device must not lose and must not show: personal tensors, loss histories, the round, the update under way.
+
+Every commit is one generation: a new directory with new files, made durable, and then one rename of `current.json`,
+which points to it and holds the digests of its files. A power cut at any point leaves the old generation or the new
+one. It knows files and numpy arrays; it does not know the method, sockets or torch.
+
+Personal tensors leave this module only as `PersonalTensors`: no dictionary, and no type that the wire's encoder takes.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from edge_client.files import make_private_directory, replace_private, sync_directory, write_private
+from tap_core.config import Settings
+from tap_core.errors import TapError
+
+STATE_DIRECTORY = "state"
+POINTER = "current.json"
+PERSONAL = "personal.safetensors"
+FORMAT = 1
+_JOINT = "::"
+
+Tensors = dict[str, dict[str, np.ndarray]]
+
+
+class StateError(TapError):
+    """The state directory cannot be used: damaged, or another device's."""
+
+
+class PersonalTensors:
+    """x_i, the personal set: component name -> tensor name -> array. Never transmitted.
+
+    Not a mapping on purpose: nothing that sends tensors can take one by mistake. `for_training` is the only way in.
+    """
+
+    __slots__ = ("_tensors",)
+
+    def __init__(self, tensors: Mapping[str, Mapping[str, np.ndarray]]):
+        self._tensors = {component: dict(values) for component, values in tensors.items()}
+
+    def for_training(self) -> Tensors:
+        """The arrays, for the local trainer and nobody else."""
+        return {component: dict(values) for component, values in self._tensors.items()}
+
+    def __repr__(self) -> str:
+        return f"<personal tensors of {len(self._tensors)} components>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("personal tensors are not to be serialized; PrivateStore writes them")
+
+
+@dataclass(frozen=True)
+class PendingUpdate:
+    """A trained update in its wire form, kept until the next round so that after a crash the same one is sent again.
+
+    ``trained_from``: digest by component that the round started from. ``digests``: digest by component of the result.
+    ``blobs``: the encoded bytes by digest. ``examples``: n_{i,r} by component.
+    """
+
+    round: int
+    trained_from: Mapping[str, str]
+    examples: Mapping[str, int]
+    digests: Mapping[str, str]
+    blobs: Mapping[str, bytes] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class StoredState:
+    """One generation. ``round``: the last completed one, -1 before the first; histories are by task (section 4)."""
+
+    round: int
+    finished: bool
+    personal: PersonalTensors
+    federated_loss: Mapping[str, float]
+    personal_loss: Mapping[str, float]
+    pending: PendingUpdate | None = None
+
+
+class _Pending(Settings):
+    round: int
+    trained_from: dict[str, str]
+    examples: dict[str, int]
+    digests: dict[str, str]
+
+
+class _Pointer(Settings):
+    """`current.json`. Loss histories start at infinity, which JSON lacks: None stands for it."""
+
+    format: int
+    device: str
+    federation: str
+    generation: int
+    round: int
+    finished: bool
+    federated_loss: dict[str, float | None]
+    personal_loss: dict[str, float | None]
+    pending: _Pending | None
+    files: dict[str, str] = Field(description="sha256 by path below the generation's directory.")
+
+
+class PrivateStore:
+    """The `state` directory of one device in one federation; one process at a time."""
+
+    def __init__(self, state_dir: Path, *, device: str, federation: str):
+        make_private_directory(state_dir)
+        self._directory = state_dir / STATE_DIRECTORY
+        make_private_directory(self._directory)
+        self._device, self._federation = device, federation
+        self._generation = -1
+
+    def load(self) -> StoredState | None:
+        """The last committed state, None before the first. Raises StateError, in one line, if it cannot be trusted.
+
+        Another process may commit meanwhile (`export` beside `join`): then the newer generation is read.
+        """
+        while True:
+            pointer = self._read_pointer()
+            try:
+                return self._load(pointer)
+            except StateError:
+                if self._read_pointer() == pointer:
+                    raise
+
+    def _load(self, pointer: "_Pointer | None") -> StoredState | None:
+        if pointer is None:
+            return None
+        directory = self._directory / str(pointer.generation)
+        files = {name: self._read_file(directory / name, digest) for name, digest in pointer.files.items()}
+        if PERSONAL not in files:
+            raise self._damaged(f"{POINTER} names no {PERSONAL}")
+        try:
+            personal = _split(load(files[PERSONAL]))
+        except (SafetensorError, ValueError) as error:
+            raise self._damaged(f"{PERSONAL}: {error}") from None
+        pending = None
+        if pointer.pending is not None:
+            about = pointer.pending
+            wanted = {digest: _blob_name(digest) for digest in about.digests.values()}
+            if any(name not in files for name in wanted.values()):
+                raise self._damaged("the pending update is incomplete")
+            blobs = {digest: files[name] for digest, name in wanted.items()}
+            pending = PendingUpdate(about.round, about.trained_from, about.examples, about.digests, blobs)
+        self._generation = pointer.generation
+        return StoredState(
+            pointer.round,
+            pointer.finished,
+            PersonalTensors(personal),
+            {task: math.inf if loss is None else loss for task, loss in pointer.federated_loss.items()},
+            {task: math.inf if loss is None else loss for task, loss in pointer.personal_loss.items()},
+            pending,
+        )
+
+    def commit(self, state: StoredState) -> None:
+        """Make ``state`` the current generation. After it returns a power cut cannot undo it. Raises OSError."""
+        generation = self._generation + 1
+        directory = self._directory / str(generation)
+        if directory.exists():
+            shutil.rmtree(directory)
+        make_private_directory(directory)
+        files = {PERSONAL: save(_joined(state.personal.for_training()))}
+        if state.pending is not None:
+            files |= {_blob_name(digest): data for digest, data in state.pending.blobs.items()}
+        for name, data in files.items():
+            write_private(directory / name, data)
+        sync_directory(directory)
+        sync_directory(self._directory)
+        pointer = _Pointer(
+            format=FORMAT,
+            device=self._device,
+            federation=self._federation,
+            generation=generation,
+            round=state.round,
+            finished=state.finished,
+            federated_loss={task: _finite(loss) for task, loss in state.federated_loss.items()},
+            personal_loss={task: _finite(loss) for task, loss in state.personal_loss.items()},
+            pending=None
+            if state.pending is None
+            else _Pending(
+                round=state.pending.round,
+                trained_from=dict(state.pending.trained_from),
+                examples=dict(state.pending.examples),
+                digests=dict(state.pending.digests),
+            ),
+            files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        )
+        replace_private(self._directory / POINTER, pointer.model_dump_json(indent=1).encode())
+        self._generation = generation
+        self._remove_others()
+
+    def _remove_others(self) -> None:
+        for path in self._directory.iterdir():
+            if path.is_dir() and path.name != str(self._generation):
+                shutil.rmtree(path)
+
+    def _read_pointer(self) -> _Pointer | None:
+        try:
+            values = json.loads((self._directory / POINTER).read_text(encoding="utf-8"))
+            pointer = _Pointer.model_validate(values)
+        except FileNotFoundError:
+            return None
+        except (ValueError, ValidationError):
+            raise self._damaged(f"{POINTER} is not readable") from None
+        if pointer.format != FORMAT:
+            raise StateError(
+                f"{self._directory} was written by another version (format {pointer.format}, this one reads {FORMAT}); "
+                "use that version, or move the directory away to start anew"
+            )
+        if (pointer.device, pointer.federation) != (self._device, self._federation):
+            raise StateError(
+                f"{self._directory} belongs to device {pointer.device!r} of federation {pointer.federation!r}, not to "
+                f"{self._device!r} of {self._federation!r}; give this device a state_dir of its own"
+            )
+        return pointer
+
+    def _read_file(self, path: Path, digest: str) -> bytes:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise self._damaged(f"{path.name}: {error.strerror}") from None
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise self._damaged(f"{path.name} has changed on the disk")
+        return data
+
+    def _damaged(self, what: str) -> StateError:
+        return StateError(
+            f"{self._directory} is damaged ({what}); restore it from a backup, or move it away to start anew"
+        )
+
+
+def _finite(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
+
+
+def _blob_name(digest: str) -> str:
+    return f"update-{digest}.safetensors"
+
+
+def _joined(tensors: Tensors) -> dict[str, np.ndarray]:
+    return {
+        f"{component}{_JOINT}{name}": np.ascontiguousarray(array)
+        for component, values in sorted(tensors.items())
+        for name, array in sorted(values.items())
+    }
+
+
+def _split(flat: Mapping[str, np.ndarray]) -> Tensors:
+    tensors: Tensors = {}
+    for joined, array in flat.items():
+        component, joint, name = joined.partition(_JOINT)
+        if not joint:
+            raise ValueError(f"unexpected tensor {joined!r}")
+        tensors.setdefault(component, {})[name] = array
+    return tensors

@@ -1,0 +1,177 @@
+"""The method on this device, with bytes at its edge: components arrive and leave in the wire's encoding.
+
+It stands between the agent, which carries bytes and digests, and `tap_core.participant`, which computes on arrays. It
+knows both encodings and the two forms of the device's state; it does not know sockets, rounds of others or the disk.
+Importing it is slow: it brings torch.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edge_client.config import ClientConfig
+from edge_client.datasets import count_tasks, load_tasks
+from edge_client.private_store import PendingUpdate, PersonalTensors, StateError, StoredState, Tensors
+from protocol.errors import LocalProtocolError, RemoteProtocolError
+from protocol.tensors import ComponentTensors, decode_tensors, digest_of, encode_tensors
+from tap_core.config import FederationConfig
+from tap_core.errors import TapError
+from tap_core.export import export_task
+from tap_core.foundation import load_foundation
+from tap_core.model import build_model
+from tap_core.participant import DeviceState, Participant
+from tap_core.training import Runtime
+
+Progress = Callable[[str, int, int], None]
+Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
+
+
+class LocalTrainer:
+    """One device's participant, driven with encoded components (METHOD.md sections 4 and 5).
+
+    ``participant`` may be any object with the methods `take_part` and `finish` of `tap_core.participant.Participant`.
+    ``shapes``: shape by tensor name by owned component. ``examples``: n_{i,o} by task.
+    """
+
+    def __init__(self, participant: Any, *, dtype: str, shapes: Shapes, examples: Mapping[str, int]):
+        self._participant, self._dtype, self._shapes = participant, dtype, shapes
+        self.examples = dict(examples)
+        self.components = tuple(sorted(shapes))
+
+    def take_part(
+        self, round_number: int, received: Mapping[str, bytes], stored: StoredState | None, on_progress: Progress
+    ) -> tuple[StoredState, dict[str, Any]]:
+        """One round of stage 1: the next state, with the update to send in it, and a report for `rounds.jsonl`.
+
+        ``received``: the encoded global value of each owned component. Raises TapError if one does not fit this
+        device's model, if training diverges or if memory runs out; ``stored`` is then still the device's state.
+        """
+        tensors = self._decoded(received)
+        try:
+            outcome = self._participant.take_part(round_number, tensors, self._device_state(stored), on_progress)
+        except torch.OutOfMemoryError:
+            raise out_of_memory() from None
+        blobs, digests = {}, {}
+        for name, values in sorted(outcome.update.components.items()):
+            data = self._encoded(name, values)
+            digests[name] = digest_of(data)
+            blobs[digests[name]] = data
+        trained_from = {name: digest_of(data) for name, data in sorted(received.items())}
+        pending = PendingUpdate(round_number, trained_from, dict(outcome.update.examples), digests, blobs)
+        return _stored(outcome.state, pending), dataclasses.asdict(outcome.report)
+
+    def finish(
+        self, received: Mapping[str, bytes], stored: StoredState | None, on_progress: Progress
+    ) -> tuple[StoredState, dict[str, Any], dict[str, Any]]:
+        """Stage 2: the final state, the results by task and the sample outputs by task. Raises as `take_part`."""
+        tensors = self._decoded(received)
+        try:
+            outcome = self._participant.finish(tensors, self._device_state(stored), on_progress)
+        except torch.OutOfMemoryError:
+            raise out_of_memory() from None
+        results = {task: dataclasses.asdict(result) for task, result in sorted(outcome.results.items())}
+        return _stored(outcome.state, None), results, outcome.samples
+
+    def export(self, stored: StoredState, task: str, directory: Path) -> float:
+        """Write the ONNX export of one task with the personal set merged into it.
+
+        Returns the largest absolute difference between torch and onnxruntime over a few of the device's examples.
+        """
+        self._require_own_shapes(stored)
+        model, data = self._participant.model, self._participant.data[task]
+        model.load("personal", stored.personal.for_training())
+        return export_task(model, task, directory, data.test or data.train)
+
+    def _device_state(self, stored: StoredState | None) -> DeviceState:
+        if stored is None:
+            return DeviceState.initial(tuple(self.examples))
+        self._require_own_shapes(stored)
+        return DeviceState(
+            round=stored.round,
+            personal=stored.personal.for_training(),
+            federated_loss=dict(stored.federated_loss),
+            personal_loss=dict(stored.personal_loss),
+            finished=stored.finished,
+        )
+
+    def _require_own_shapes(self, stored: StoredState) -> None:
+        """Raise StateError unless the stored personal set has the shapes of this device's model."""
+        found = {
+            component: {name: tuple(array.shape) for name, array in tensors.items()}
+            for component, tensors in stored.personal.for_training().items()
+        }
+        if found and found != {component: dict(shapes) for component, shapes in self._shapes.items()}:
+            odd = sorted(c for c in {*found, *self._shapes} if found.get(c) != self._shapes.get(c))
+            raise StateError(
+                "the saved personal model does not fit the federation's present settings or this device's tasks "
+                f"({odd[0]} first); bring back the old ones, or move the state directory away to start anew"
+            )
+        if set(stored.personal_loss) != set(self.examples):
+            raise StateError(
+                f"the saved state is of tasks {', '.join(sorted(stored.personal_loss))} and this device now has "
+                f"{', '.join(sorted(self.examples))}; bring back the old ones, or move the state directory away"
+            )
+
+    def _encoded(self, name: str, values: Mapping[str, np.ndarray]) -> bytes:
+        try:
+            return encode_tensors(ComponentTensors(name, values))
+        except LocalProtocolError as error:
+            raise TapError(
+                f"training diverged, and nothing was sent ({error}); ask the federation's operator for a lower "
+                f"training.learning_rate or another wire.dtype than {self._dtype}"
+            ) from None
+
+    def _decoded(self, received: Mapping[str, bytes]) -> Tensors:
+        if set(received) != set(self._shapes):
+            odd = sorted(set(received) ^ set(self._shapes))
+            raise TapError(
+                f"the coordinator and this device disagree about the components of its tasks ({odd[0]} first); use the "
+                "same version of tap-edge on both"
+            )
+        tensors: Tensors = {}
+        for name, data in sorted(received.items()):
+            try:
+                decoded = decode_tensors(name, data, shapes=self._shapes[name], dtype=self._dtype)
+            except RemoteProtocolError as error:
+                raise TapError(
+                    f"component {name} from the coordinator does not fit this device's model ({error}); use the same "
+                    "foundation and version of tap-edge on both"
+                ) from None
+            tensors[name] = dict(decoded.tensors)
+        return tensors
+
+
+def build_trainer(config: ClientConfig, federation: FederationConfig) -> LocalTrainer:
+    """Read the data, load the foundation, build this device's model. Raises UsageError for bad data or weights."""
+    data = load_tasks(config, federation)
+    tasks = federation.tasks_named(data)
+    model = build_model(federation, tasks, load_foundation(config.foundation))
+    runtime = Runtime.model_validate(config.runtime.model_dump(include={"device", "precision", "threads"}))
+    participant = Participant(federation, config.device_id, model, data, runtime)
+    shapes = {
+        name: {key: tuple(array.shape) for key, array in values.items()}
+        for name, values in model.state("federated").items()
+    }
+    return LocalTrainer(participant, dtype=federation.wire.dtype, shapes=shapes, examples=count_tasks(data))
+
+
+def out_of_memory() -> TapError:
+    return TapError(
+        'the GPU\'s memory is full; close other programs that use it, set runtime.precision to "bf16", or ask the '
+        "federation's operator for a smaller training.batch_size"
+    )
+
+
+def _stored(state: DeviceState, pending: PendingUpdate | None) -> StoredState:
+    return StoredState(
+        round=state.round,
+        finished=state.finished,
+        personal=PersonalTensors(state.personal),
+        federated_loss=dict(state.federated_loss),
+        personal_loss=dict(state.personal_loss),
+        pending=pending,
+    )
