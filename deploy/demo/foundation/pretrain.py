@@ -1,0 +1,148 @@
+"""Pretrain `tiny-flava` from scratch: `python -m deploy.demo.foundation.pretrain --out DIRECTORY`.
+
+Self-supervised, on the train splits of deploy/demo/data, seeded, on the CPU. A checkpoint beside the output lets an
+interrupted run go on. The result is a directory that FlavaModel and AutoTokenizer load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from transformers import FlavaModel
+
+from deploy.demo.foundation import corpus, vocabulary
+from deploy.demo.foundation import model as shape
+from deploy.demo.foundation import step as step_losses
+from deploy.demo.foundation.objectives import Heads
+from deploy.demo.foundation.step import Pretraining, Sizes
+
+CHECKPOINT_EVERY = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that a run depends on beside the data and the code."""
+
+    steps: int = 1170
+    restart: int = 900
+    slope: int = 500
+    cooldown: int = 1050
+    seed: int = 0
+    learning_rate: float = 1.5e-3
+    warmup: int = 60
+    word_share: float = 0.3
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    whole_images: int = 810
+    sizes: Sizes = dataclasses.field(default_factory=Sizes)
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """The rate of a step, in two parts, each a linear warm-up and a cosine down to a fiftieth.
+
+    The second begins at ``restart``, peaks at 8 tenths and is planned over ``slope`` steps; from ``cooldown`` on the
+    rate falls in a straight line instead, to reach the fiftieth at the last step.
+    """
+    if step < recipe.restart:
+        return _slope(recipe.learning_rate, step, recipe.warmup, min(recipe.restart, recipe.steps))
+    peak, warmup = 0.8 * recipe.learning_rate, recipe.warmup // 3
+    before = _slope(peak, min(step, recipe.cooldown) - recipe.restart, warmup, recipe.slope)
+    left = (recipe.steps - step) / max(1, recipe.steps - recipe.cooldown)
+    return 0.02 * peak + (before - 0.02 * peak) * min(1.0, left)
+
+
+def _slope(peak: float, step: int, warmup: int, steps: int) -> float:
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, progress))) / 2)
+
+
+def optimizer_of(model: FlavaModel, heads: Heads, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW. Matrices decay, vectors and embeddings do not; word embeddings, which start informed, learn slowly."""
+    words = model.text_model.embeddings.word_embeddings.weight
+    others = [p for module in (model, heads) for p in module.parameters() if p is not words]
+    groups = [
+        {"params": [p for p in others if p.ndim == 2], "weight_decay": recipe.weight_decay, "share": 1.0},
+        {"params": [p for p in others if p.ndim != 2], "weight_decay": 0.0, "share": 1.0},
+        {"params": [words], "weight_decay": 0.0, "share": recipe.word_share},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+
+
+def publish(model: FlavaModel, tokenizer: vocabulary.Tokenizer, out: Path) -> None:
+    """Write the model, the tokenizer and the image preprocessing into ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(out)
+    vocabulary.save_tokenizer(tokenizer, out, shape.TEXT_POSITIONS)
+    vocabulary.save_preprocessor(out, shape.IMAGE_SIZE, shape.IMAGE_MEAN, shape.IMAGE_STD)
+
+
+def pretrain(recipe: Recipe, out: Path, checkpoint: Path) -> dict[str, object]:
+    """Train, publishing now and then, and return the record: seconds, and the mean of each loss per 50 steps."""
+    torch.set_num_threads(1)  # the two branches of a step have a thread each (see step.py)
+    if checkpoint.exists():
+        tokenizer = vocabulary.Tokenizer.from_file(str(out / "tokenizer.json"))
+    else:
+        tokenizer = vocabulary.train_tokenizer(corpus.vocabulary_texts(), shape.VOCABULARY)
+    model = shape.new_model(shape.tiny_flava_config(tokenizer.get_vocab_size()), recipe.seed)
+    heads = Heads(tokenizer.get_vocab_size())
+    optimizer = optimizer_of(model, heads, recipe)
+    work = Pretraining(tokenizer, recipe.sizes, recipe.seed)
+    with torch.no_grad():
+        model.text_model.embeddings.word_embeddings.weight.copy_(work.starting_embeddings(shape.HIDDEN))
+        model.text_model.embeddings.word_embeddings.weight[vocabulary.PAD] = 0
+    start, seconds, history = 0, 0.0, []
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        heads.load_state_dict(saved["heads"])
+        optimizer.load_state_dict(saved["optimizer"])
+        start, seconds, history = saved["step"], saved["seconds"], saved["history"]
+        work.skip(start)
+    model.train()
+    began, sums = time.monotonic(), defaultdict(float)
+    for step in range(start, recipe.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = group["share"] * learning_rate(recipe, step)
+        optimizer.zero_grad()
+        weights = step_losses.LATE_WEIGHTS if step >= recipe.restart else step_losses.WEIGHTS
+        losses = work.backward(model, heads, step, weights, whole=step >= recipe.whole_images)
+        torch.nn.utils.clip_grad_norm_([*model.parameters(), *heads.parameters()], recipe.clip_norm)
+        optimizer.step()
+        for name, loss in losses.items():
+            sums[name] += loss
+        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == recipe.steps:
+            spent = seconds + time.monotonic() - began
+            count = (step % CHECKPOINT_EVERY) + 1
+            history.append({"step": step + 1, **{name: round(value / count, 4) for name, value in sums.items()}})
+            sums.clear()
+            print(json.dumps({**history[-1], "seconds": round(spent)}), flush=True)
+            publish(model, tokenizer, out)
+            state = {"model": model.state_dict(), "heads": heads.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save({**state, "step": step + 1, "seconds": spent, "history": history}, checkpoint)
+    return {"recipe": dataclasses.asdict(recipe), "seconds": seconds + time.monotonic() - began, "losses": history}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="directory to write the model into")
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--checkpoint", type=Path, help="default: OUT with the suffix .checkpoint.pt")
+    arguments = parser.parse_args()
+    recipe = Recipe(steps=arguments.steps, seed=arguments.seed)
+    checkpoint = arguments.checkpoint or arguments.out.with_suffix(".checkpoint.pt")
+    record = pretrain(recipe, arguments.out, checkpoint)
+    (arguments.out / "losses.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
