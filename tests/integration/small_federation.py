@@ -1,0 +1,189 @@
+"""A small federation on disk and as processes: three devices with all four task kinds, a coordinator, real sockets."""
+
+import csv
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from coordinator.config import StatePaths
+from coordinator.database import connect
+from coordinator.store import Store
+from edge_client.private_store import PrivateStore
+from protocol.tensors import ComponentTensors, digest_of, encode_tensors
+
+DEVICES: Mapping[str, Sequence[str]] = {"asker": ("ask",), "painter": ("colour", "redraw"), "reader": ("letters",)}
+TABLES: dict[str, Any] = {
+    "rounds": {"total": 3, "clients_per_round": 2, "min_updates": 2, "min_devices": 3, "deadline": 300},
+    "training": {"steps": 8},
+    "distillation": {"steps": 4},
+}
+LIMIT = 300.0
+
+
+class Site:
+    """The files of a federation and its devices below one directory, and the processes that run on them."""
+
+    def __init__(self, root: Path, config: Any, examples: Callable[..., Any]) -> None:
+        self.root, self.config = root, config
+        self.federation = root / "federation.toml"
+        self.directory = root / "federation"
+        self.devices = root / "devices"
+        self.port = free_port()
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.federation.write_text(_toml(config.model_dump(mode="json")))
+        for seed, (device, tasks) in enumerate(DEVICES.items()):
+            home = self.devices / device
+            home.mkdir(parents=True)
+            tables = "".join(write_data(home, task, examples(task, seed=seed)) for task in tasks)
+            (home / "client.toml").write_text(self.client_toml(device) + tables)
+
+    def client_toml(self, device: str) -> str:
+        return (
+            f'coordinator = "ws://127.0.0.1:{self.port}"\nfederation = "mini"\ndevice_id = "{device}"\n'
+            f'token_file = "token"\nstate_dir = "state"\nfoundation = "{self.config.foundation}"\n'
+            '[runtime]\ndevice = "cpu"\nthreads = 1\n'
+        )
+
+    def prepare(self) -> None:
+        """What the operator does once: `tap init` and a token for each device."""
+        self.run("deploy.cli", "init", self.federation, "--out", self.directory)
+        for device in DEVICES:
+            token = self.devices / device / "token"
+            self.run("coordinator.cli", "enroll", device, self.directory, "--token-file", token)
+
+    def run(self, module: str, *arguments: object) -> str:
+        done = subprocess.run(command(module, *arguments), capture_output=True, text=True, timeout=LIMIT, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def start(self, module: str, *arguments: object, log: str) -> "subprocess.Popen[bytes]":
+        with (self.root / f"{log}.log").open("ab") as file:
+            process = subprocess.Popen(command(module, *arguments), stdout=file, stderr=subprocess.STDOUT)
+        self.processes.append(process)
+        return process
+
+    def serve(self, port: int) -> "subprocess.Popen[bytes]":
+        arguments = ("serve", self.directory, "--port", port, "--http-port", 0, "--exit-when-done")
+        return self.start("coordinator.cli", *arguments, log="coordinator")
+
+    def join(self, device: str) -> "subprocess.Popen[bytes]":
+        return self.start("edge_client.cli", "join", self.devices / device / "client.toml", log=device)
+
+    def state_dir(self, device: str) -> Path:
+        return self.devices / device / "state"
+
+    def progress(self, device: str) -> dict[str, Any]:
+        try:
+            return json.loads((self.state_dir(device) / "progress.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return {"phase": "", "round": -1, "step": 0}
+
+    def wait_for(self, what: str, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + LIMIT
+        while not condition():
+            assert time.monotonic() < end, f"{what}: not within {LIMIT} s\n{self.logs()}"
+            time.sleep(0.003)
+
+    def wait(self, *processes: "subprocess.Popen[bytes]") -> None:
+        for process in processes:
+            assert process.wait(LIMIT) == 0, self.logs()
+
+    def logs(self) -> str:
+        return "\n".join(f"--- {p.name}\n{p.read_text()[-2000:]}" for p in sorted(self.root.glob("*.log")))
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+
+
+def command(module: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", module, *map(str, arguments)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def write_data(home: Path, task: str, data: Any) -> str:
+    """A task's examples in one of the formats that devices read; returns its table of client.toml."""
+    for split in ("train", "test"):
+        rows = getattr(data, split)
+        folder = home / f"{task}_{split}"
+        folder.mkdir()
+        if task == "colour":
+            for index, example in enumerate(rows):
+                (folder / ("red", "green", "blue")[example.target]).mkdir(exist_ok=True)
+                Image.fromarray(example.image).save(folder / ("red", "green", "blue")[example.target] / f"{index}.png")
+        elif task == "letters":
+            table = [{"words": e.text, "height": ("low", "high")[e.target]} for e in rows]
+            with (home / f"{task}_{split}.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, ["words", "height"])
+                writer.writeheader()
+                writer.writerows({**row, "words": f"{row['words']} {split[0]} {i}"} for i, row in enumerate(table))
+        else:
+            lines = []
+            for index, example in enumerate(rows):
+                Image.fromarray(example.image).save(folder / f"{index}.png")
+                row = {"image": f"{folder.name}/{index}.png", "text": example.text, "target": example.target}
+                lines.append(json.dumps({k: v for k, v in row.items() if isinstance(v, str)}))
+            (home / f"{task}_{split}.jsonl").write_text("\n".join(lines) + "\n")
+    suffix = {"colour": "", "letters": ".csv"}.get(task, ".jsonl")
+    columns = 'columns = { text = "words", target = "height" }\n' if task == "letters" else ""
+    return f'[tasks.{task}]\ntrain = "{task}_train{suffix}"\ntest = "{task}_test{suffix}"\n{columns}'
+
+
+def _toml(values: dict[str, Any], prefix: str = "") -> str:
+    """Nested tables of plain values as TOML."""
+    lines, tables = [], []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            tables.append(f"[{prefix}{key}]\n{_toml(value, f'{prefix}{key}.')}")
+        elif not (prefix.startswith("tasks.") and key == "name"):
+            lines.append(f"{key} = {json.dumps(value)}")
+    return "\n".join([*lines, *tables]) + "\n"
+
+
+def digests_of(result: Any) -> dict[str, str]:
+    """Digest by component of a simulation's final global components, in the wire's encoding."""
+    return {name: digest_of(encode_tensors(ComponentTensors(name, t))) for name, t in result.components.items()}
+
+
+def check_equal(site: Site, result: Any) -> None:
+    """Compare a finished site with the oracle: global components, personal tensors, histories and results."""
+    with_digests = digests_of(result)
+    status = json.loads(site.run("coordinator.cli", "status", site.directory, "--json"))
+    assert status["phase"] == "finished", status
+    final = final_components(site)
+    assert final == {name: with_digests[name] for name in final}
+    assert set(final) == set(with_digests)
+    for device, outcome in result.devices.items():
+        stored = PrivateStore(site.state_dir(device), device=device, federation="mini").load()
+        assert stored is not None and stored.finished
+        personal = stored.personal.for_training()
+        assert set(personal) == set(outcome.state.personal)
+        for name, group in personal.items():
+            for key, value in group.items():
+                assert np.array_equal(value, outcome.state.personal[name][key]), (device, name, key)
+        assert dict(stored.personal_loss) == outcome.state.personal_loss
+        results = json.loads((site.state_dir(device) / "results.json").read_text())
+        for task, scores in results["tasks"].items():
+            assert scores["personal"] == outcome.results[task].personal
+
+
+def final_components(site: Site) -> dict[str, str]:
+    """Digest by component of the coordinator's newest versions, from its store."""
+    store = Store(connect(StatePaths(site.directory).database_url("")), "mini")
+    return {name: version.digest for name, version in store.versions().items()}

@@ -1,0 +1,77 @@
+"""What a linter does not see: what an import really loads, empty package files, and modules that stay small."""
+
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("protocol", "tap_core", "coordinator", "edge_client", "deploy")
+TRAINING_LIBRARIES = {"torch", "transformers", "peft", "accelerate", "datasets", "onnx", "onnxruntime"}
+MOST_LINES = 300
+ALLOWED_LINES = {"edge_client/agent.py": 350, "edge_client/tables.py": 350}  # one idea each, a little longer
+TORCH_FREE_CORE = (
+    "tap_core.components",
+    "tap_core.config",
+    "tap_core.errors",
+    "tap_core.sampling",
+    "tap_core.manifest",
+    "tap_core.aggregation",
+    "tap_core.replacement",
+)
+
+
+def modules_of(package):
+    found = (module.name for module in pkgutil.walk_packages([str(ROOT / package)], f"{package}."))
+    return [package, *(name for name in found if not name.endswith(".migrations.env"))]  # alembic runs that one
+
+
+def loaded_after_importing(*modules):
+    """Top-level packages in sys.modules of a fresh interpreter that has imported ``modules``."""
+    program = (
+        "import importlib, json, sys\n"
+        f"for name in {list(modules)!r}: importlib.import_module(name)\n"
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_coordinator_loads_no_training_library():
+    loaded = loaded_after_importing(*modules_of("coordinator"))
+    assert "coordinator" in loaded
+    assert not loaded & (TRAINING_LIBRARIES | {"edge_client", "deploy"})
+
+
+def test_the_protocol_and_the_torch_free_core_load_no_training_library():
+    loaded = loaded_after_importing(*modules_of("protocol"), *TORCH_FREE_CORE)
+    assert {"protocol", "tap_core"} <= loaded
+    assert not loaded & (TRAINING_LIBRARIES | {"coordinator", "edge_client", "deploy", "websockets"})
+
+
+def test_inference_loads_no_training_library():
+    loaded = loaded_after_importing("edge_client.inference")
+    assert not loaded & (TRAINING_LIBRARIES - {"onnxruntime"})
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_files_are_empty(package):
+    full = [path.relative_to(ROOT) for path in (ROOT / package).rglob("__init__.py") if path.read_text().strip()]
+    assert full == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_modules_stay_small_and_say_what_they_know(package):
+    too_long, mute = [], []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        name, text = path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
+        if len(text.splitlines()) > ALLOWED_LINES.get(name, MOST_LINES):
+            too_long.append(f"{name} has {len(text.splitlines())} lines")
+        if path.name != "__init__.py" and not text.startswith(('"""', "#!")):
+            mute.append(name)
+    assert too_long == []
+    assert mute == []
