@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,33 +64,25 @@ class Site:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def start(self, module: str, *arguments: object, log: str) -> "subprocess.Popen[bytes]":
+    def start(self, log: str, dies: str | None, module: str, *arguments: object) -> "subprocess.Popen[bytes]":
+        """A process that writes to ``log``; ``dies`` names the point of `dying.py` at which it kills itself."""
+        line = command(module, *arguments)
+        if dies is not None:
+            line = [sys.executable, str(Path(__file__).with_name("dying.py")), dies, module, *map(str, arguments)]
         with (self.root / f"{log}.log").open("ab") as file:
-            process = subprocess.Popen(command(module, *arguments), stdout=file, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(line, stdout=file, stderr=subprocess.STDOUT)
         self.processes.append(process)
         return process
 
-    def serve(self, port: int) -> "subprocess.Popen[bytes]":
+    def serve(self, port: int, dies: str | None = None) -> "subprocess.Popen[bytes]":
         arguments = ("serve", self.directory, "--port", port, "--http-port", 0, "--exit-when-done")
-        return self.start("coordinator.cli", *arguments, log="coordinator")
+        return self.start("coordinator", dies, "coordinator.cli", *arguments)
 
-    def join(self, device: str) -> "subprocess.Popen[bytes]":
-        return self.start("edge_client.cli", "join", self.devices / device / "client.toml", log=device)
+    def join(self, device: str, dies: str | None = None) -> "subprocess.Popen[bytes]":
+        return self.start(device, dies, "edge_client.cli", "join", self.devices / device / "client.toml")
 
     def state_dir(self, device: str) -> Path:
         return self.devices / device / "state"
-
-    def progress(self, device: str) -> dict[str, Any]:
-        try:
-            return json.loads((self.state_dir(device) / "progress.json").read_text())
-        except (FileNotFoundError, ValueError):
-            return {"phase": "", "round": -1, "step": 0}
-
-    def wait_for(self, what: str, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + LIMIT
-        while not condition():
-            assert time.monotonic() < end, f"{what}: not within {LIMIT} s\n{self.logs()}"
-            time.sleep(0.003)
 
     def wait(self, *processes: "subprocess.Popen[bytes]") -> None:
         for process in processes:
