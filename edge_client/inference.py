@@ -18,6 +18,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from edge_client.exported import MODEL_FILES, ImageSettings, open_model, open_tokenizer, read_task
+from edge_client.images import ImageError, read_pixels
 from tap_core.errors import UsageError
 
 
@@ -128,15 +129,11 @@ def predict(
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """An image file as uint8 (height, width, 3). Raises UsageError if it is missing or no readable image."""
+    """An image file as uint8 (height, width, 3). Raises UsageError if it is missing, no readable image, or too deep."""
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file; give the path of an image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({str(error).splitlines()[0]})"
-        raise UsageError(f"{path} is not an image that can be read{reason}; give a PNG or JPEG file") from None
+        return read_pixels(Path(path))
+    except ImageError as error:
+        raise UsageError(f"{path} {error}") from None
 
 
 def normalise(pixels: np.ndarray, settings: ImageSettings) -> np.ndarray:

@@ -12,13 +12,13 @@ import io
 import json
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
+from edge_client.images import ImageError, check_header, read_pixels
 from tap_core.errors import UsageError
 
 FILE_FORMATS = ".csv, .jsonl or .parquet"
@@ -26,7 +26,8 @@ FOLDER_IMAGE = "image"
 FOLDER_CLASS = "target"
 """The two columns of an image folder: the file and its sub-folder's name."""
 
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+T = TypeVar("T")
+
 _UNPACKED = "parquet-"
 _IGNORED_FILES = {"thumbs.db", "desktop.ini"}
 
@@ -79,28 +80,31 @@ class Table(ABC):
 
     def image(self, row: int, column: str) -> np.ndarray:
         """The cell's image decoded: uint8 (height, width, 3). Raises UsageError naming file or row if it is none."""
-        try:
-            with Image.open(self._image_file(row, column)) as image:
-                self._refuse_deep(image, row, column)
-                return np.asarray(image.convert("RGB"))
-        except _DECODING_ERRORS as error:
-            raise self._no_image(row, column, error) from None
+        return self._with_image(row, column, read_pixels)
 
     def check_image(self, row: int, column: str) -> None:
-        """As `image` for the header only: fast enough to look at every image before training starts."""
-        try:
-            with Image.open(self._image_file(row, column)) as image:
-                self._refuse_deep(image, row, column)
-        except _DECODING_ERRORS as error:
-            raise self._no_image(row, column, error) from None
+        """As `image` for the header only."""
+        self._with_image(row, column, check_header)
 
     def image_digest(self, row: int, column: str) -> str:
         """sha256 of the encoded image, so that copies of it are recognised whatever they are called."""
+        return self._with_image(
+            row,
+            column,
+            lambda file: hashlib.sha256(file.read_bytes() if isinstance(file, Path) else file.getvalue()).hexdigest(),
+        )
+
+    def _with_image(self, row: int, column: str, use: Callable[[Path | io.BytesIO], T]) -> T:
         file = self._image_file(row, column)
         try:
-            return hashlib.sha256(file.read_bytes() if isinstance(file, Path) else file.getvalue()).hexdigest()
-        except OSError as error:
-            raise self._no_image(row, column, error) from None
+            return use(file)
+        except (ImageError, OSError) as error:
+            why = error if isinstance(error, ImageError) else f"cannot be read: {error.strerror}"
+            raise UsageError(f"{self._image_name(row, column)} {why}, or remove the row") from None
+
+    def _image_name(self, row: int, column: str) -> str:
+        file = self._image_file(row, column)
+        return f"{file} ({self.where(row)})" if isinstance(file, Path) else f"{self.where(row)}: {column!r}"
 
     def _image_file(self, row: int, column: str) -> Path | io.BytesIO:
         value = self.cell(row, column)
@@ -114,23 +118,6 @@ class Table(ABC):
         raise UsageError(
             f"{self.where(row)}: {column!r} holds {kind} where an image (a path or PNG/JPEG bytes) belongs"
         )
-
-    def _refuse_deep(self, image: Image.Image, row: int, column: str) -> None:
-        if image.mode.startswith(("I", "F")):
-            raise UsageError(
-                f"{self._image_name(row, column)} has more than 8 bits per channel (mode {image.mode}); convert it to "
-                "8 bits, so that its brightest values are not clipped"
-            )
-
-    def _image_name(self, row: int, column: str) -> str:
-        file = self._image_file(row, column)
-        return f"{file} ({self.where(row)})" if isinstance(file, Path) else f"{self.where(row)}: {column!r}"
-
-    def _no_image(self, row: int, column: str, error: BaseException) -> UsageError:
-        name = self._image_name(row, column)
-        if isinstance(error, FileNotFoundError):
-            return UsageError(f"{name}: no such image file; correct the path or remove the row")
-        return UsageError(f"{name} is not a readable image; replace it by a PNG or JPEG file or remove it")
 
 
 class FolderTable(Table):

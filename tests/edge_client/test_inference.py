@@ -312,10 +312,11 @@ def test_trap_2_the_answer_changes_with_the_image(writer, tmp_path):
     ("arguments", "message"),
     [
         ({}, "reads an input image and none is given; add --image"),
-        ({"image": "nowhere.png"}, "nowhere.png: no such file"),
-        ({"image": "task.json"}, "task.json is not an image that can be read; give a PNG or JPEG file"),
-        ({"image": "cut.png"}, "cut.png is not an image that can be read"),
-        ({"image": "."}, "is not an image that can be read"),
+        ({"image": "nowhere.png"}, "nowhere.png is missing: no such image file; correct the path"),
+        ({"image": "task.json"}, "task.json is not a readable image; give a PNG or JPEG file"),
+        ({"image": "cut.png"}, "cut.png is not a readable image"),
+        ({"image": "."}, "is not a readable image"),
+        ({"image": "deep.png"}, "deep.png has more than 8 bits per channel"),
         ({"image": "red.png", "text": "red"}, "reads no text; leave --text out"),
         ({"image": "red.png", "output": "out.png"}, "writes no image; leave --output out"),
     ],
@@ -324,6 +325,7 @@ def test_bad_input_is_one_line_with_the_remedy(colour_classifier, monkeypatch, a
     monkeypatch.chdir(colour_classifier)
     whole = solid(Path("red.png"), (255, 0, 0)).read_bytes()
     Path("cut.png").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save("deep.png")
     with pytest.raises(UsageError, match=message.replace(".", r"\.")) as caught:
         predict(colour_classifier, **arguments)
     assert "\n" not in str(caught.value)
