@@ -27,6 +27,7 @@ from coordinator.lock import is_locked
 from coordinator.registry import Device
 from coordinator.standing import recorded
 from coordinator.store import Store
+from tap_core.command_line import one_line_errors
 from tap_core.config import NAME_PATTERN
 from tap_core.errors import TapError, UsageError
 from tap_core.manifest import load_manifest
@@ -52,15 +53,6 @@ def _help(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except TapError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from None
-
-
-@contextlib.contextmanager
 def _store(directory: Path, database: str | None) -> Iterator[tuple[Store, StatePaths]]:
     """The store of a federation directory, whether or not it is being served."""
     settings = load_settings({"database": database})
@@ -75,10 +67,12 @@ def _store(directory: Path, database: str | None) -> Iterator[tuple[Store, State
 
 
 @app.command(epilog="Example: tap-coordinator serve federation --host 0.0.0.0 --port 8710")
+@one_line_errors
 def serve(
     directory: Directory,
     host: Annotated[str | None, typer.Option(help=_help("host"))] = None,
     port: Annotated[int | None, typer.Option(help=_help("port"))] = None,
+    http_host: Annotated[str | None, typer.Option(help=_help("http_host"))] = None,
     http_port: Annotated[int | None, typer.Option(help=_help("http_port"))] = None,
     database: Database = None,
     threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
@@ -88,14 +82,14 @@ def serve(
     """Run the coordinator until SIGTERM, Ctrl-C or tap-coordinator stop. Whatever ends it, a new start goes on."""
     from coordinator import service  # the web servers take a second to load, and only this command needs them
 
-    given = {"host": host, "port": port, "http_port": http_port, "database": database}
-    with _errors_in_one_line():
-        settings = load_settings({**given, "threads": threads, "log_level": log_level})
-        service.configure_logs(settings.log_level)
-        asyncio.run(service.serve(directory, settings, exit_when_done=exit_when_done))
+    given = {"host": host, "port": port, "http_host": http_host, "http_port": http_port, "database": database}
+    settings = load_settings({**given, "threads": threads, "log_level": log_level})
+    service.configure_logs(settings.log_level)
+    asyncio.run(service.serve(directory, settings, exit_when_done=exit_when_done))
 
 
 @app.command(epilog="Example: tap-coordinator enroll kitchen-1 federation --token-file kitchen-1.token")
+@one_line_errors
 def enroll(
     device: Annotated[str, typer.Argument(metavar="DEVICE", help="The device's name.")],
     directory: Directory,
@@ -105,19 +99,18 @@ def enroll(
     as_json: AsJson = False,
 ) -> None:
     """Admit a device and make its token, which is shown this once: only its hash is stored."""
-    with _errors_in_one_line():
-        if not re.fullmatch(NAME_PATTERN, device):
-            raise UsageError(f"{device!r} is no device name: a-z, 0-9, '_' and '-', 64 characters at most")
-        if token_file is not None and token_file.exists() and not renew:
-            raise UsageError(f"{token_file} exists and may hold another device's token; give another --token-file")
-        token = new_token()
-        with _store(directory, database) as (store, _), _written(token_file, token):
-            store.registry.enroll(device, token_digest(token), time.time(), renew=renew)
-        if token_file is None:
-            typer.echo(json.dumps({"device": device, "token": token}) if as_json else token)
-        else:
-            shown = {"device": device, "token_file": str(token_file)}
-            typer.echo(json.dumps(shown) if as_json else f"{device}: token written to {token_file}")
+    if not re.fullmatch(NAME_PATTERN, device):
+        raise UsageError(f"{device!r} is no device name: a-z, 0-9, '_' and '-', 64 characters at most")
+    if token_file is not None and token_file.exists() and not renew:
+        raise UsageError(f"{token_file} exists and may hold another device's token; give another --token-file")
+    token = new_token()
+    with _store(directory, database) as (store, _), _written(token_file, token):
+        store.registry.enroll(device, token_digest(token), time.time(), renew=renew)
+    if token_file is None:
+        typer.echo(json.dumps({"device": device, "token": token}) if as_json else token)
+    else:
+        shown = {"device": device, "token_file": str(token_file)}
+        typer.echo(json.dumps(shown) if as_json else f"{device}: token written to {token_file}")
 
 
 @contextlib.contextmanager
@@ -141,21 +134,23 @@ def _written(path: Path | None, token: str) -> Iterator[None]:
 
 
 @app.command(epilog="Example: tap-coordinator revoke kitchen-1 federation")
+@one_line_errors
 def revoke(
     device: Annotated[str, typer.Argument(metavar="DEVICE", help="The device's name.")],
     directory: Directory,
     database: Database = None,
 ) -> None:
     """Turn a device out: its connection ends, its token is void, its update of the open round does not count."""
-    with _errors_in_one_line(), _store(directory, database) as (store, _):
+    with _store(directory, database) as (store, _):
         store.registry.revoke(device, time.time())
         typer.echo(f"{device}: revoked")
 
 
 @app.command(epilog="Example: tap-coordinator devices federation --json")
+@one_line_errors
 def devices(directory: Directory, database: Database = None, as_json: AsJson = False) -> None:
     """List the devices that were ever enrolled."""
-    with _errors_in_one_line(), _store(directory, database) as (store, _):
+    with _store(directory, database) as (store, _):
         rows = [_device_facts(device) for device in store.registry.all()]
     if as_json:
         typer.echo(json.dumps(rows))
@@ -177,9 +172,10 @@ def _device_facts(device: Device) -> dict[str, Any]:
 
 
 @app.command(epilog="Example: tap-coordinator status federation --json")
+@one_line_errors
 def status(directory: Directory, database: Database = None, as_json: AsJson = False) -> None:
     """Show the round under way and what each device does."""
-    with _errors_in_one_line(), _store(directory, database) as (store, paths):
+    with _store(directory, database) as (store, paths):
         serving = is_locked(paths.lock)
         facts = {
             "serving": serving,
@@ -189,8 +185,10 @@ def status(directory: Directory, database: Database = None, as_json: AsJson = Fa
         typer.echo(json.dumps(facts))
         return
     typer.echo(f"federation {facts['federation']}: {facts['phase']}{'' if serving else ' (not being served)'}")
-    typer.echo(f"round {facts['round']} of {facts['rounds']}, attempt {facts['attempt']}")
-    typer.echo(f"sampled: {', '.join(facts['sampled']) or '-'}; reported: {', '.join(facts['reported']) or '-'}")
+    typer.echo(f"{facts['round']} of {facts['rounds']} rounds committed")
+    if facts["sampled"]:
+        sampled, reported = (", ".join(facts[key]) or "-" for key in ("sampled", "reported"))
+        typer.echo(f"{_round(facts['round'], facts['attempt'])}: sampled {sampled}; reported {reported}")
     if facts["paused"] is not None:
         typer.echo(f"paused: {facts['paused']}")
     for name, device in facts["devices"].items():
@@ -202,7 +200,7 @@ def _live(paths: StatePaths) -> dict[str, Any] | None:
     """What the service says of itself; None if it cannot be asked (it is just starting or ending)."""
     try:
         addresses = json.loads(paths.addresses.read_text(encoding="utf-8"))
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(addresses["host"], addresses["host"])
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(addresses["http_host"], addresses["http_host"])
         with urllib.request.urlopen(f"http://{host}:{addresses['http_port']}/status", timeout=5) as reply:
             live: dict[str, Any] = json.load(reply)
             return live
@@ -211,6 +209,7 @@ def _live(paths: StatePaths) -> dict[str, Any] | None:
 
 
 @app.command(epilog="Example: tap-coordinator rounds federation --last 5")
+@one_line_errors
 def rounds(
     directory: Directory,
     last: Annotated[int | None, typer.Option(help="Only so many, the newest.", min=1)] = None,
@@ -218,7 +217,7 @@ def rounds(
     as_json: AsJson = False,
 ) -> None:
     """List the attempts at rounds: who was sampled, who reported, who was missing, and why an attempt failed."""
-    with _errors_in_one_line(), _store(directory, database) as (store, _):
+    with _store(directory, database) as (store, _):
         attempts = store.attempts(last)
     if as_json:
         typer.echo(json.dumps([asdict(attempt) for attempt in attempts]))
@@ -226,34 +225,37 @@ def rounds(
         took = "" if attempt.closed_at is None else f" in {attempt.closed_at - attempt.opened_at:.1f} s"
         reason = f": {attempt.why}" if attempt.why else ""
         missing = f"; missing {', '.join(attempt.missing)}" if attempt.missing else ""
-        number = f"round {attempt.round}" + (f" attempt {attempt.attempt}" if attempt.attempt else "")
-        typer.echo(f"{number}: {attempt.status}{took}; sampled {', '.join(attempt.sampled)}{missing}{reason}")
+        number, sampled = _round(attempt.round, attempt.attempt), ", ".join(attempt.sampled)
+        typer.echo(f"{number}: {attempt.status}{took}; sampled {sampled}{missing}{reason}")
 
 
 @app.command(epilog="Example: tap-coordinator pause federation --why 'new disks'")
+@one_line_errors
 def pause(
     directory: Directory,
     why: Annotated[str, typer.Option(help="Shown by status.")] = "by the operator",
     database: Database = None,
 ) -> None:
     """Let the open round close and open no other. Devices stay connected."""
-    with _errors_in_one_line(), _store(directory, database) as (store, _):
+    with _store(directory, database) as (store, _):
         store.set_paused(why)
         typer.echo("paused: the open round goes on to its close, no other opens")
 
 
 @app.command(epilog="Example: tap-coordinator resume federation")
+@one_line_errors
 def resume(directory: Directory, database: Database = None) -> None:
     """Go on after pause, or after a round that failed too often."""
-    with _errors_in_one_line(), _store(directory, database) as (store, _):
+    with _store(directory, database) as (store, _):
         store.set_paused(None)
         typer.echo("resumed")
 
 
 @app.command(epilog="Example: tap-coordinator stop federation")
+@one_line_errors
 def stop(directory: Directory, database: Database = None) -> None:
     """End the coordinator that serves DIR, and wait for it. A later serve goes on where it stopped."""
-    with _errors_in_one_line(), _store(directory, database) as (store, paths):
+    with _store(directory, database) as (store, paths):
         if not is_locked(paths.lock):
             raise TapError(f"no coordinator serves {directory}")
         store.request_stop(True)
@@ -263,6 +265,11 @@ def stop(directory: Directory, database: Database = None) -> None:
                 raise TapError(f"the coordinator has not ended after {STOP_SECONDS:g} s; see its log")
             time.sleep(0.1)
         typer.echo("stopped")
+
+
+def _round(number: int, attempt: int) -> str:
+    """As people count, from 1; JSON and logs count from 0, as the wire does."""
+    return f"round {number + 1}" + (f", attempt {attempt + 1}" if attempt else "")
 
 
 def _clock(seconds: float) -> str:

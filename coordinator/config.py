@@ -24,8 +24,9 @@ class ServiceSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
-    host: str = Field(default="127.0.0.1", description="Address on which devices and operators connect.")
+    host: str = Field(default="127.0.0.1", description="Address of the device plane.")
     port: int = Field(default=8710, ge=0, le=65535, description="Port of the device plane (WebSocket); 0 picks one.")
+    http_host: str = Field(default="127.0.0.1", description="Address of the operator plane, which asks for no token.")
     http_port: int = Field(default=8711, ge=0, le=65535, description="Port of /healthz, /status and /metrics.")
     database: str = Field(default="", description="Database URL; empty for SQLite in the state directory.")
     threads: int = Field(default=0, ge=0, le=256, description="Aggregation threads; 0 for one per core, 4 at most.")

@@ -85,8 +85,14 @@ async def _serve(federation: Federation, settings: ServiceSettings, paths: State
     try:
         await federation.start()
         port = await _listen(plane, settings.host, settings.port, "--port")
-        http_port = await _listen(operators, settings.host, settings.http_port, "--http-port")
-        addresses = {"pid": os.getpid(), "host": settings.host, "port": port, "http_port": http_port}
+        http_port = await _listen(operators, settings.http_host, settings.http_port, "--http-port")
+        addresses = {
+            "pid": os.getpid(),
+            "host": settings.host,
+            "port": port,
+            "http_host": settings.http_host,
+            "http_port": http_port,
+        }
         _write(paths.addresses, json.dumps(addresses))
         log.info("serving", **addresses)
         events = [stopped, federation.stopping] + ([federation.ended] if exit_when_done else [])

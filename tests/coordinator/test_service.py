@@ -5,6 +5,7 @@ import contextlib
 import json
 import signal
 import time
+import urllib.request
 
 import pytest
 from websockets.exceptions import WebSocketException
@@ -132,6 +133,10 @@ def test_pause_resume_status_and_stop_work_while_it_serves(federation, enroll, s
 
     asyncio.run(main())
     assert service.process.wait(10) == 0
+    shown = command("status", directory).stdout
+    assert "0 of 1 rounds committed" in shown and "round 1: sampled one; reported -" in shown
+    assert command("rounds", directory).stdout.startswith("round 1: open; sampled one")
+    assert json.loads(command("rounds", directory, "--json").stdout)[0]["round"] == 0
     again = json.loads(command("status", directory, "--json").stdout)
     assert again["serving"] is False and (again["phase"], again["sampled"]) == ("open", ["one"])
     done = command("stop", directory, check=False)
@@ -146,6 +151,15 @@ def test_the_pages(federation, served):
     assert (status["phase"], status["round"], status["rounds"], status["devices"]) == ("waiting", 0, 2, {})
     metrics = service.get("/metrics")
     assert "tap_round 0.0" in metrics and "tap_devices_connected 0.0" in metrics
+
+
+def test_the_operator_plane_stays_on_this_machine_when_devices_come_from_elsewhere(federation, served):
+    directory, _ = federation()
+    service = served(directory, "--host", "127.0.0.2")
+    assert (service.addresses["host"], service.addresses["http_host"]) == ("127.0.0.2", "127.0.0.1")
+    assert service.status()["phase"] == "waiting"
+    with pytest.raises(OSError):
+        urllib.request.urlopen(f"http://127.0.0.2:{service.addresses['http_port']}/healthz", timeout=5)
 
 
 def test_one_directory_is_served_once(federation, served, command):
