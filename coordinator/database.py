@@ -13,7 +13,8 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect
 from sqlalchemy import text as sql
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
-from tap_core.errors import UsageError
+from tap_core.errors import TapError, UsageError
+from tap_core.sampling import derive_seed
 
 BUSY_SECONDS = 30
 """How long a transaction waits for another one's write lock (SQLite)."""
@@ -74,6 +75,26 @@ def _without_password(url: str) -> str:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
+
+
+@contextlib.contextmanager
+def serving_lock(engine: Engine, federation: str) -> Iterator[None]:
+    """Hold the federation in the database: a coordinator on another host must not serve it too.
+
+    An SQLite file belongs to one host, where the directory's lock (`lock.py`) does this. Raises TapError if it is held.
+    """
+    if engine.dialect.name != "postgresql":
+        yield
+        return
+    with engine.connect() as connection:
+        key = {"key": derive_seed("serving", federation)}
+        if not connection.execute(sql("SELECT pg_try_advisory_lock(:key)"), key).scalar_one():
+            raise TapError(f"another coordinator serves federation {federation!r} from this database; stop it first")
+        connection.commit()  # the lock belongs to the connection, not to the transaction
+        try:
+            yield
+        finally:
+            connection.invalidate()  # closes it, whatever state it is in, and so frees the lock
 
 
 def migrate(engine: Engine) -> None:

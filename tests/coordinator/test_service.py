@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import shutil
 import signal
 import time
 import urllib.request
@@ -15,8 +16,10 @@ SCALES = {"one": 0.5, "two": -0.25, "three": 1.5}
 ROUNDS = {"total": 3, "clients_per_round": 2, "min_devices": 3}
 
 
-def devices_of(directory, manifest, enroll):
-    return [enroll(directory, manifest, name, tasks, scale=SCALES[name]) for name, tasks in TASKS.items()]
+def devices_of(directory, manifest, enroll, database=""):
+    return [
+        enroll(directory, manifest, name, tasks, database=database, scale=SCALES[name]) for name, tasks in TASKS.items()
+    ]
 
 
 async def persist(device, url_of):
@@ -168,6 +171,33 @@ def test_one_directory_is_served_once(federation, served, command):
     second = command("serve", directory, "--port", 0, "--http-port", 0, check=False)
     assert second.returncode == 1
     assert second.stderr.startswith("error: another coordinator serves") and second.stderr.count("\n") == 1
+
+
+def test_on_postgresql_a_kill_changes_no_bit_and_no_second_host_serves(
+    federation, enroll, running, served, command, postgres
+):
+    expected = undisturbed(federation, enroll, running)
+    url = postgres()
+    directory, manifest = federation("networked", **ROUNDS)
+    elsewhere = directory.with_name("elsewhere")
+    shutil.copytree(directory, elsewhere)
+    devices = devices_of(directory, manifest, enroll, url)
+    service = served(directory, "--database", url)
+    second = command("serve", elsewhere, "--port", 0, "--http-port", 0, "--database", url, check=False)
+    assert second.returncode == 1
+    last = second.stderr.strip().splitlines()[-1]
+    assert last == "error: another coordinator serves federation 'small' from this database; stop it first"
+
+    async def main():
+        tasks = [asyncio.ensure_future(persist(device, lambda: service.url)) for device in devices]
+        while len(service.events("update")) < 3:
+            await asyncio.sleep(0.005)
+        service.kill()
+        await asyncio.to_thread(service.start)
+        return await asyncio.gather(*tasks)
+
+    assert asyncio.run(main()) == expected
+    assert service.terminate() == 0
 
 
 @pytest.mark.parametrize("option", ["--port", "--http-port"])

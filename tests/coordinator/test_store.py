@@ -7,6 +7,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy.exc import IntegrityError
 
 from coordinator.database import NEWEST, connect
 from coordinator.rounds import History
@@ -18,9 +19,11 @@ ZERO = {"encoder/image": Version(0, "a" * 64, 10), "decoder/x": Version(0, "b" *
 GIVEN = {"encoder/image": Contribution("c" * 64, 10, 5), "decoder/x": Contribution("d" * 64, 20, 7)}
 
 
-@pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path / 'c.db'}"
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'c.db'}"
+    return request.getfixturevalue("postgres")()
 
 
 @pytest.fixture
@@ -73,9 +76,11 @@ def test_several_processes_may_open_a_new_database_at_once(url):
 
 
 def test_commits_are_durable_and_logged_ahead(store):
+    settings = {"PRAGMA journal_mode": "wal", "PRAGMA synchronous": 2}
+    if store.engine.dialect.name == "postgresql":
+        settings = {"SHOW synchronous_commit": "on", "SHOW fsync": "on"}
     with store.engine.connect() as db:
-        assert db.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
-        assert db.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2
+        assert {query: db.exec_driver_sql(query).scalar_one() for query in settings} == settings
 
 
 def test_a_federation_begins_once_and_keeps_its_manifest(store):
@@ -144,7 +149,7 @@ def test_history_follows_every_step(store):
 
 def test_a_commit_is_all_or_nothing(store):
     store.open_round(0, 0, ["a"], 1.0)
-    with pytest.raises(Exception, match="UNIQUE"):
+    with pytest.raises(IntegrityError):
         commit(store, 0, {"decoder/x": Version(1, "d" * 64, 20), "encoder/image": Version(0, "e" * 64, 10)})
     assert store.versions() == ZERO
     assert store.attempts()[0].status == "open"
