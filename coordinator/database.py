@@ -5,6 +5,7 @@ transactions; it does not know what is in the tables.
 """
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from tap_core.sampling import derive_seed
 
 BUSY_SECONDS = 30
 """How long a transaction waits for another one's write lock (SQLite)."""
+
+LOCK_SECONDS = 5.0
+"""How long a coordinator that starts waits for the lock of one that was killed: PostgreSQL may notice that late."""
 
 NEWEST = "0001"
 """The last step in `migrations/`. A database that has it is opened without loading Alembic, which takes a third of a
@@ -87,9 +91,13 @@ def serving_lock(engine: Engine, federation: str) -> Iterator[None]:
         yield
         return
     with engine.connect() as connection:
-        key = {"key": derive_seed("serving", federation)}
-        if not connection.execute(sql("SELECT pg_try_advisory_lock(:key)"), key).scalar_one():
-            raise TapError(f"another coordinator serves federation {federation!r} from this database; stop it first")
+        key, limit = {"key": derive_seed("serving", federation)}, time.monotonic() + LOCK_SECONDS
+        while not connection.execute(sql("SELECT pg_try_advisory_lock(:key)"), key).scalar_one():
+            if time.monotonic() > limit:
+                raise TapError(
+                    f"another coordinator serves federation {federation!r} from this database; stop it first"
+                )
+            time.sleep(0.1)
         connection.commit()  # the lock belongs to the connection, not to the transaction
         try:
             yield
