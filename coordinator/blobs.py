@@ -40,10 +40,11 @@ class BlobStore:
         """For whoever stages blobs: waiting for the disk must not use up the threads of others."""
 
     def recover(self) -> None:
-        """After a crash: keep staged blobs that are whole, remove what was half-written."""
+        """After a crash: keep staged blobs that are whole, remove what was half-written, make sealed names durable."""
         for left in self._incoming.iterdir():
             if hashlib.sha256(left.read_bytes()).hexdigest() != left.name:
                 left.unlink()
+        _fsync(self.directory)
 
     def close(self) -> None:
         self.pool.shutdown()
@@ -92,6 +93,13 @@ class BlobStore:
             os.replace(staged, self._sealed(digest))
             self._synced.discard(digest)
             return True
+
+    def drop(self, digests: Iterable[str]) -> None:
+        """Remove blobs that are staged; sealed ones stay."""
+        for digest in digests:
+            with self._lock:
+                (self._incoming / digest).unlink(missing_ok=True)
+                self._synced.discard(digest)
 
     def put(self, digest: str, data: bytes | memoryview) -> None:
         """Stage and seal one blob."""

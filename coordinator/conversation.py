@@ -57,12 +57,14 @@ Background = Callable[[Coroutine[Any, Any, None]], None]
 class Conversation:
     """One connection of one device, from its hello to its end."""
 
-    def __init__(self, federation: Federation, link: Link, peer: Peer, background: Background):
-        self.federation, self.link, self.peer = federation, link, peer
+    def __init__(self, federation: Federation, link: Link, peer: Peer, token: str, background: Background):
+        """``token``: the digest of the one in the handshake."""
+        self.federation, self.link, self.peer, self.token = federation, link, peer, token
         self.session = Session("coordinator", partial=link.partial)
         self.wake = asyncio.Event()
         self._membership: Membership | None = None
         self._upload: Upload | None = None
+        self._fetched: asyncio.Queue[Fetch] = asyncio.Queue()  # the session bounds what may be asked for
         self._sending = asyncio.Lock()
         self._over = False
         self._completed = False
@@ -78,7 +80,7 @@ class Conversation:
         """Talk until either side ends the connection."""
         try:
             if await self._greet():
-                await self._first_to_end(self._listen(), self._offer())
+                await self._first_to_end(self._listen(), self._offer(), self._send_fetched())
         except RemoteProtocolError as error:
             self._log.warning("protocol error", why=str(error), close_code=error.close_code)
             await self.peer.close(error.close_code, str(error)[:100])
@@ -134,6 +136,8 @@ class Conversation:
             raise RemoteProtocolError("the first message must be a hello")
         try:
             self._membership = check_hello(hello, self.link.device, self.federation.manifest)
+            if not await self.federation.is_valid(self.link.device, self.token):  # the handshake may be long ago
+                raise Unacceptable("revoked", "the token was revoked or replaced", "ask the operator for a new one")
         except Unacceptable as error:
             self.federation.metrics.refused.labels(error.code).inc()
             self._log.warning("refused", code=error.code, why=error.why)
@@ -179,6 +183,11 @@ class Conversation:
                 case Finishing(components):
                     await self._send(Finish(components=_refs(components)))
 
+    async def _send_fetched(self) -> None:
+        """Beside the listening: a device whose messages are not received for long is taken for gone."""
+        while True:
+            await self._send_blobs(await self._fetched.get())
+
     async def _send_blobs(self, fetch: Fetch) -> None:
         asked = list(zip(fetch.digests, fetch.offsets, strict=True))
         while asked:
@@ -219,7 +228,7 @@ class Conversation:
                 case Heartbeat(phase=phase, step=step, steps=steps):
                     self.link.phase, self.link.step, self.link.steps = phase, step, steps
                 case Fetch() as fetch:
-                    await self._send_blobs(fetch)
+                    self._fetched.put_nowait(fetch)
                 case Update() as update:
                     await self._begin_upload(update)
                 case BlobReceived(digest, blob) if self._upload is not None:
@@ -244,6 +253,8 @@ class Conversation:
             except Unacceptable as error:
                 await self._reject(update.round, error)
                 return
+            abandoned, self.link.unaccepted = self.link.unaccepted - self._upload.digests, self._upload.digests
+            await asyncio.to_thread(self.federation.blobs.drop, abandoned)  # a disk does not fill with broken uploads
             for digest, size in await self._upload.lacking():
                 await self._send(Want(digest=digest, offset=self.session.expect(digest, size)))
             await self._end_upload()
@@ -261,6 +272,7 @@ class Conversation:
             await self._reject(number, error)
             return
         if await self.federation.accept(self.link.device, number, upload.contributions):
+            self.link.unaccepted = frozenset()
             await self._answer(Accepted(round=number))
         else:
             await self._reject(number, Unacceptable("late", f"round {number} closed while the update was on its way"))

@@ -39,7 +39,7 @@ def connect(url: str) -> Engine:
     Raises UsageError if the URL is malformed, its driver is missing or the database cannot be reached.
     """
     try:
-        engine = create_engine(_with_driver(url))
+        engine = create_engine(_with_driver(url), pool_pre_ping=True)
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _tune_sqlite)
             event.listen(engine, "begin", _begin_immediately)

@@ -120,7 +120,7 @@ class DevicePlane:
         digest = token_digest(token) if token else ""
         device = await asyncio.to_thread(self.federation.store.registry.device_of_token, digest) if token else None
         if device is not None and same_digest(device.token_sha256, digest):
-            connection.tap_device = device.name  # type: ignore[attr-defined]
+            connection.tap_device, connection.tap_token = device.name, digest  # type: ignore[attr-defined]
             return None
         why = "the token is not valid or was revoked" if token else "the request carries no token"
         self.federation.metrics.refused.labels("unauthorized").inc()
@@ -132,8 +132,9 @@ class DevicePlane:
 
     async def _converse(self, connection: ServerConnection) -> None:
         device: str = connection.tap_device  # type: ignore[attr-defined]
+        token: str = connection.tap_token  # type: ignore[attr-defined]
         link = self.links.setdefault(device, Link(device))
-        await Conversation(self.federation, link, WebSocketPeer(connection), self._run).run()
+        await Conversation(self.federation, link, WebSocketPeer(connection), token, self._run).run()
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         """Run the work beside everything else; `stop` waits for it."""
@@ -146,7 +147,7 @@ class DevicePlane:
             if link.conversation is not None:
                 link.conversation.wake.set()
 
-    def _expel(self, device: str) -> None:
+    def _expel(self, device: str, valid: str | None) -> None:
         link = self.links.get(device)
-        if link is not None and link.conversation is not None:
+        if link is not None and link.conversation is not None and link.conversation.token != valid:
             self._run(link.conversation.end("revoked", 1008))

@@ -66,9 +66,10 @@ class Federation:
         self._moved = asyncio.Event()
         self._opened = time.monotonic()
         self._listeners: list[Callable[[], None]] = []
-        self._removed_listeners: list[Callable[[str], None]] = []
+        self._removed_listeners: list[Callable[[str, str | None], None]] = []
         self._work = Supervisor()
         self._tokens: dict[str, str] = {}
+        self._looking_up = asyncio.Lock()
 
     @property
     def machine(self) -> Rounds:
@@ -93,7 +94,7 @@ class Federation:
         self.forms = {name: Form(name, spec.shapes, dtype) for name, spec in shapes.items()}
         self.versions = await asyncio.to_thread(self.store.versions)
         history = await asyncio.to_thread(self.store.history)
-        self._tokens = await asyncio.to_thread(self._valid_tokens)
+        self._tokens = await asyncio.to_thread(self.store.registry.valid_tokens)
         if history.sampled is None:
             self.blobs.doom(await asyncio.to_thread(self.store.referenced, history.round))
             await asyncio.to_thread(self.blobs.collect)
@@ -115,12 +116,19 @@ class Federation:
         finally:
             await asyncio.to_thread(self._pool.shutdown)
 
-    def subscribe(self, changed: Callable[[], None], removed: Callable[[str], None]) -> None:
-        """Call ``changed`` whenever assignments may have changed, and ``removed`` with each revoked device."""
+    def subscribe(self, changed: Callable[[], None], removed: Callable[[str, str | None], None]) -> None:
+        """Call ``changed`` whenever assignments may have changed, and ``removed`` with each device whose token is void
+        and the digest of its new one, None if it was revoked."""
         self._listeners.append(changed)
         self._removed_listeners.append(removed)
 
     # the devices
+
+    async def is_valid(self, device: str, token: str) -> bool:
+        """Whether the token with this digest is the device's. If it ceases to be, ``removed`` will be called."""
+        if self._tokens.get(device) != token:
+            await self._expel()  # looks the tokens up
+        return self._tokens.get(device) == token
 
     async def join(self, device: str, membership: Membership) -> None:
         """The device introduced itself."""
@@ -226,14 +234,8 @@ class Federation:
         self.metrics.attempts.labels("committed").inc()
         self.metrics.aggregation_seconds.observe(seconds)
         self.metrics.round_seconds.observe(time.monotonic() - self._opened)
-        log.info(
-            "round committed",
-            round=action.round,
-            contributors=list(action.contributors),
-            missing=list(action.missing),
-            components=len(new),
-            aggregation_seconds=round(seconds, 3),
-        )
+        facts = {"missing": list(action.missing), "components": len(new), "aggregation_seconds": round(seconds, 3)}
+        log.info("round committed", round=action.round, contributors=list(action.contributors), **facts)
         await self._handle(events.Committed(action.round))
         await asyncio.to_thread(self.blobs.collect)
 
@@ -280,17 +282,14 @@ class Federation:
 
     async def _expel(self) -> None:
         """Turn out the devices whose token is no longer valid: revoked, or enrolled anew."""
-        valid = await asyncio.to_thread(self._valid_tokens)
-        gone = sorted(device for device, token in self._tokens.items() if valid.get(device) != token)
-        self._tokens = valid
+        async with self._looking_up:
+            valid = await asyncio.to_thread(self.store.registry.valid_tokens)
+            gone = sorted(device for device, token in self._tokens.items() if valid.get(device) != token)
+            self._tokens = valid
         for device in gone:
             log.warning("token void", device=device, revoked=device not in valid)
             for removed in self._removed_listeners:
-                removed(device)
+                removed(device, valid.get(device))
             if device not in valid:
                 await self._handle(events.Removed(device))
-        if gone:
-            await self._check_ended()
-
-    def _valid_tokens(self) -> dict[str, str]:
-        return {d.name: d.token_sha256 for d in self.store.registry.all() if d.revoked_at is None}
+                await self._check_ended()

@@ -63,6 +63,10 @@ class Registry:
             rows = db.execute(select(devices).where(devices.c.federation == self._federation).order_by(devices.c.name))
             return [_device_of(row) for row in rows]
 
+    def valid_tokens(self) -> dict[str, str]:
+        """The digest of each device's token; revoked devices have none."""
+        return {device.name: device.token_sha256 for device in self.all() if device.revoked_at is None}
+
     def device_of_token(self, token_sha256: str) -> Device | None:
         """The device with this token; None if there is none or it is revoked."""
         with self._engine.begin() as db:

@@ -3,7 +3,7 @@
 It knows columns and keys; what they mean in the course of a federation is `store.py`'s matter.
 """
 
-from sqlalchemy import JSON, Column, Float, ForeignKeyConstraint, Integer, MetaData, String, Table
+from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKeyConstraint, Integer, MetaData, String, Table
 
 metadata = MetaData()
 
@@ -64,8 +64,8 @@ update_components = Table(
     Column("device", String(64), primary_key=True),
     Column("component", String(200), primary_key=True),
     Column("digest", String(64), nullable=False),
-    Column("size", Integer, nullable=False),
-    Column("examples", Integer, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("examples", BigInteger, nullable=False),
     ForeignKeyConstraint(["federation", "round", "device"], ["updates.federation", "updates.round", "updates.device"]),
 )
 
@@ -76,6 +76,6 @@ component_versions = Table(
     Column("component", String(200), primary_key=True),
     Column("version", Integer, primary_key=True, doc="0 from tap init; round + 1 for one that a round made."),
     Column("digest", String(64), nullable=False),
-    Column("size", Integer, nullable=False),
+    Column("size", BigInteger, nullable=False),
     Column("contributors", Integer, nullable=False, doc="Devices that it is the mean of."),
 )

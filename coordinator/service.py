@@ -103,7 +103,10 @@ async def _serve(federation: Federation, settings: ServiceSettings, paths: State
         paths.addresses.unlink(missing_ok=True)
         await plane.stop()
         await operators.stop()
-        await federation.close()
+        try:
+            await federation.close()
+        finally:
+            await loop.shutdown_default_executor()  # no write to the store may outlive the locks
 
 
 async def _listen(plane: DevicePlane | OperatorPlane, host: str, port: int, option: str) -> int:

@@ -36,6 +36,10 @@ class Upload:
         self._slots = asyncio.Semaphore(SAVES_AT_ONCE)
 
     @property
+    def digests(self) -> frozenset[str]:
+        return frozenset(self._names)
+
+    @property
     def complete(self) -> bool:
         """Whether every blob has arrived (perhaps not yet staged: see `settle`)."""
         return not self._missing

@@ -21,7 +21,7 @@ from edge_client.config import ClientConfig
 from edge_client.connection import Connection, open_connection, read_token
 from edge_client.journal import Progress, read_settings
 from edge_client.outages import Backoff, Disconnected, Outages
-from edge_client.private_store import StateError
+from edge_client.private_store import PendingUpdate, StateError
 from edge_client.worker import Build, Digests, Worker
 from protocol.messages import (
     Accepted,
@@ -41,6 +41,7 @@ from protocol.messages import (
 )
 from protocol.session import BlobReceived, Event
 from protocol.transfer import Incoming
+from tap_core.components import examples_per_component
 from tap_core.config import FederationConfig, validate
 from tap_core.errors import TapError
 from tap_core.manifest import SCHEMA_VERSION
@@ -231,7 +232,7 @@ class Agent:
                 if not self._outstanding:
                     await self._advance(connection)
             case Want():
-                await self._send_wanted(connection, event)
+                self._send_wanted(connection, event)
             case Accepted():
                 self._asked = None
                 self._worker.show(phase="idle")
@@ -324,12 +325,19 @@ class Agent:
             ComponentRef(name=name, version=asked.round, digest=digest, size=len(pending.blobs[digest]))
             for name, digest in sorted(pending.digests.items())
         )
-        await connection.send(Update(round=asked.round, examples=dict(pending.examples), components=components))
+        await connection.send(Update(round=asked.round, examples=self._announced(pending), components=components))
 
-    async def _send_wanted(self, connection: Connection, want: Want) -> None:
+    def _announced(self, pending: PendingUpdate) -> dict[str, int]:
+        """n_{i,r}, at most what this connection's hello announced: data may have been removed since the training."""
+        assert self._worker.trainer is not None
+        tasks = self._settings.tasks_named(self._config.tasks)
+        announced = examples_per_component(tasks, self._worker.trainer.examples)
+        return {name: min(count, announced[name]) for name, count in pending.examples.items()}
+
+    def _send_wanted(self, connection: Connection, want: Want) -> None:
         state = self._worker.state
         assert state is not None and state.pending is not None  # the session lets only offered blobs be wanted
-        await connection.send_blob(want.digest, state.pending.blobs[want.digest], want.offset)
+        connection.send_blob(want.digest, state.pending.blobs[want.digest], want.offset)
 
 
 def parse_settings(text: str) -> FederationConfig:

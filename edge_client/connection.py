@@ -7,8 +7,10 @@ Two ways to end: `Disconnected` (try again later) and `TapError` (the user must 
 """
 
 import asyncio
+import contextlib
 import ssl
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,21 +43,45 @@ class Traffic:
 
 
 class Connection:
-    """An open WebSocket with its session. Not safe for two senders at once: the agent's loop is the only one."""
+    """An open WebSocket with its session. Blobs go out beside everything else: a long upload must not keep the caller
+    from receiving, nor the pings of the coordinator from being answered."""
 
     def __init__(self, socket: ClientConnection, session: Session, traffic: Traffic):
         self._socket, self.session, self._traffic = socket, session, traffic
+        self._sending = asyncio.Lock()  # what the session encodes goes out in that order
+        self._blobs: deque[Iterator[bytes]] = deque()
+        self._sender: asyncio.Task[None] | None = None
 
     async def send(self, message: Message) -> None:
         """Send one message. Raises Disconnected, also if the coordinator has said bye and nobody has heard it yet."""
-        if self.session.state == "closed":
-            raise Disconnected("the connection is over", reached=True)
-        await self._send(self.session.send(message))
+        async with self._sending:
+            if self.session.state == "closed":
+                raise Disconnected("the connection is over", reached=True)
+            await self._send(self.session.send(message))
 
-    async def send_blob(self, digest: str, data: bytes, offset: int) -> None:
-        """Send a blob from ``offset`` on, chunk by chunk. Raises Disconnected."""
-        for chunk in self.session.send_blob(digest, data, offset):
-            await self._send(chunk)
+    def send_blob(self, digest: str, data: bytes, offset: int) -> None:
+        """Begin to send a blob from ``offset`` on, after those that wait already. `receive` tells if that fails."""
+        self._blobs.append(self.session.send_blob(digest, data, offset))
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.ensure_future(self._send_blobs())
+
+    async def _send_blobs(self) -> None:
+        with contextlib.suppress(Disconnected):
+            while self._blobs:
+                async with self._sending:
+                    chunk = next(self._blobs[0], None)
+                    if chunk is not None:
+                        await self._send(chunk)
+                        continue
+                self._blobs.popleft()
+
+    async def close(self) -> None:
+        """Close the connection; what waits to be sent is dropped."""
+        self.session.connection_lost()
+        if self._sender is not None:
+            self._sender.cancel()
+            await asyncio.gather(self._sender, return_exceptions=True)
+        await self._socket.close()
 
     async def receive(self) -> list[Event]:
         """The events of the next message; none for a chunk in the middle of a blob. Raises Disconnected.
@@ -96,12 +122,11 @@ async def open_connection(
     if trying again would not help: a refused token, another protocol, a certificate that cannot be trusted.
     """
     socket = await _connect(address, token, token_file)
-    session = Session("device", partial=partial)
+    connection = Connection(socket, Session("device", partial=partial), traffic)
     try:
-        yield Connection(socket, session, traffic)
+        yield connection
     finally:
-        session.connection_lost()
-        await socket.close()
+        await connection.close()
 
 
 async def _connect(address: str, token: str, token_file: Path) -> ClientConnection:

@@ -60,19 +60,16 @@ class Examples(Sequence[Example]):
         return Examples(self._task, self.table, self._columns, self._targets, rows)
 
     def items(self, column: str | None) -> list[str]:
-        """The source item of each example: the cell of ``column``, or a digest of the inputs where there is none."""
+        """The source item of each example: the cell of ``column``, else the image if there is one, else the text."""
         if column is not None:
             self.table.require(column, f"tasks.{self._task.name}.item")
             return [self.table.text(row, column) for row in self._rows]
         return [self._content(row) for row in self._rows]
 
     def _content(self, row: int) -> str:
-        parts = []
         if "image" in self._task.inputs:
-            parts.append(self.table.image_digest(row, self._columns.image))
-        if "text" in self._task.inputs:
-            parts.append(self.table.text(row, self._columns.text).strip())
-        return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+            return self.table.image_digest(row, self._columns.image)
+        return hashlib.sha256(self.table.text(row, self._columns.text).strip().encode()).hexdigest()
 
     def where(self, index: int) -> str:
         return self.table.where(self._rows[index])

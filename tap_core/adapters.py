@@ -69,7 +69,8 @@ def initialise_adapter(parameters: dict[str, nn.Parameter], generator: torch.Gen
                 parameters[name].zero_()
             else:
                 bound = 1 / math.sqrt(parameters[name].shape[1])
-                parameters[name].uniform_(-bound, bound, generator=generator)
+                drawn = torch.empty(parameters[name].shape).uniform_(-bound, bound, generator=generator)
+                parameters[name].copy_(drawn)  # the same values whatever device the parameter is on
 
 
 def activate(root: nn.Module, which: ParameterSet, component: str) -> None:

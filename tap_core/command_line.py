@@ -13,7 +13,10 @@ R = TypeVar("R")
 
 
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a typer command: a TapError becomes ``error: ...`` and its exit code (2 for usage, 1 otherwise)."""
+    """Decorate a typer command: a TapError becomes ``error: ...`` and its exit code (2 for usage, 1 otherwise).
+
+    So does an OSError that nobody expected, such as a file of another user (1).
+    """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -22,6 +25,10 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
         except TapError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(error.exit_code) from None
+        except OSError as error:
+            where = "" if error.filename is None else f"{error.filename}: "
+            typer.echo(f"error: {where}{error.strerror or error}; mend that and run the command again", err=True)
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             typer.echo("error: interrupted", err=True)
             raise typer.Exit(130) from None

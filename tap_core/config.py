@@ -28,7 +28,7 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 class Settings(BaseModel):
     """Base of every settings table: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -95,13 +95,17 @@ class RoundsConfig(Settings):
         default=1, ge=1, description="Devices that must have joined before the first round starts."
     )
     min_updates: int = Field(default=1, ge=1, description="Updates without which a round fails and changes nothing.")
-    deadline: float = Field(default=3600, gt=0, description="Seconds after which a round closes without the missing.")
+    deadline: float = Field(
+        default=3600, gt=0, le=1e8, description="Seconds after which a round closes without the missing."
+    )
     min_cohort: int = Field(default=1, ge=1, description="Owners that must report before a component is updated.")
 
     @model_validator(mode="after")
     def _quorum_can_be_met(self) -> "RoundsConfig":
         if self.min_updates > self.clients_per_round:
             raise ValueError("'min_updates' exceeds 'clients_per_round', so no round could ever succeed")
+        if self.min_cohort > self.clients_per_round:
+            raise ValueError("'min_cohort' exceeds 'clients_per_round', so no component could ever be updated")
         return self
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tap_core.adapters import ParameterSet
 from tap_core.config import TaskConfig
 from tap_core.data import Example
@@ -31,7 +33,10 @@ def export_task(
 
     ``examples``: at least one, to compare the two on. The directory appears only when it is complete and the two agree;
     an earlier export there is replaced. Raises TapError if they differ by more than ``TOLERANCE``.
+
+    The model is moved to the CPU: a GPU may round its products (TF32), and may have no room for a second model.
     """
+    model.to(torch.device("cpu"))
     task = model.tasks[task_name]
     batch = model.preprocessor.batch(task, [examples[i] for i in range(min(PARITY_EXAMPLES, len(examples)))])
     partial = directory.with_name(f".{directory.name}.partial")

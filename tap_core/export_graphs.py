@@ -27,8 +27,8 @@ Arrays = dict[str, np.ndarray]
 
 
 def merged_for(model: TapModel, task: TaskConfig, which: ParameterSet) -> TapModel:
-    """A copy of the model, on the CPU in float32, with the adapters of one task and one set merged into the weights."""
-    merged = copy.deepcopy(model).cpu().float().eval()
+    """A float32 copy of the model (on the CPU) with the adapters of one task and one set merged into its weights."""
+    merged = copy.deepcopy(model).float().eval()
     for modality in task.inputs:
         merge(merged.encoders[modality], [adapter_name(which, encoder(modality))], route=False)
     merge(merged.backbone, [adapter_name(which, name) for name in components_of_task(task)], route=True)
@@ -117,9 +117,8 @@ def difference(model: TapModel, batch: TaskBatch, directory: Path, which: Parame
     For text: of the logits at every word of the batch's answers, the words fed one at a time through the cache.
     """
     model.eval()
-    device = next(model.parameters()).device
     with torch.no_grad():
-        expected = model(batch.to(device), which).float().cpu().numpy()
+        expected = model(batch, which).float().numpy()
     inputs = {name: tensor.numpy() for name, tensor in _inputs(batch).items()}
     if batch.task.kind != "text_generation":
         (given,) = _session(directory / "model.onnx").run(None, inputs)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tap_core.errors import UsageError
 
+_SETTINGS = ("config.json", "tokenizer.json", "preprocessor_config.json")
+
 
 def find_foundation(source: str) -> Path:
     """The local directory of a foundation: the directory itself, or the snapshot of a hub id.
@@ -29,10 +31,14 @@ def find_foundation(source: str) -> Path:
 
 
 def foundation_digest(source: str) -> str:
-    """sha256 over config.json and the safetensors files, in order of their names: equal weights, equal digest."""
+    """sha256 over all that decides what the frozen model sees and says: weights, configuration, words and pixels.
+
+    The files are taken in order of their names; equal files, equal digest.
+    """
     directory = find_foundation(source)
     digest = hashlib.sha256()
-    for path in sorted([directory / "config.json", *_weight_files(directory)], key=lambda path: path.name):
+    read = [path for name in _SETTINGS if (path := directory / name).is_file()]
+    for path in sorted([*read, *_weight_files(directory)], key=lambda path: path.name):
         digest.update(path.name.encode() + b"\0")
         with path.open("rb") as file:
             while block := file.read(1 << 20):

@@ -7,6 +7,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from coordinator.identity import new_token, token_digest
 from protocol.codec import decode, encode
 from protocol.messages import SUBPROTOCOL, Chunk, ComponentRef, Done, Fetch, Heartbeat
 from protocol.tensors import DTYPES, ComponentTensors, decode_tensors, digest_of, encode_tensors
@@ -307,6 +308,94 @@ def test_an_upload_cut_in_the_middle_goes_on_where_it_was(federation, enroll, ru
                 wants[event.digest] = event.offset
             assert wants[want.digest] == 1024 * 1024
             assert sorted(wants.values())[:-1] == [0] * (len(blobs) - 1)
+
+    asyncio.run(main())
+
+
+def test_a_device_is_heard_while_it_is_slow_to_take_what_it_asked_for(federation, enroll, running):
+    """Else its pings would find nobody, and a slow connection would be cut in every long download."""
+    directory, manifest = one_round(federation, shapes={"large": (2500, 1024)})  # 10 MB a component
+    device = enroll(directory, manifest, "one", IMAGES)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            await device.connect(service.url)
+            refs = (await device.hear()).components
+            offsets = tuple(device.session.expect(ref.digest, ref.size) for ref in refs)
+            await device.say(Fetch(digests=tuple(ref.digest for ref in refs), offsets=offsets))
+            for step in range(1, 31):  # more than the coordinator's queue holds
+                await device.say(Heartbeat(phase="receiving", step=step, steps=30))
+            link = service.plane.links["one"]
+            await service.until(lambda: link.step == 30)
+            assert link.bytes_sent < sum(ref.size for ref in refs)  # the download is still under way
+            for _ in refs:
+                assert (await device.hear()).digest in {ref.digest for ref in refs}
+
+    asyncio.run(main())
+
+
+def test_a_connection_kept_back_is_of_no_use_once_its_token_is_void(federation, enroll, running):
+    directory, manifest = one_round(federation)
+    device, other = enroll(directory, manifest, "one", IMAGES), enroll(directory, manifest, "two", IMAGES)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            headers = {"Authorization": f"Bearer {device.token}"}
+            spare = await connect(service.url, additional_headers=headers, subprotocols=[SUBPROTOCOL])
+            await asyncio.to_thread(service.store.registry.revoke, "one", 1.0)
+            await service.until(lambda: "one" not in service.federation.enrolled)  # from here on nobody looks for it
+            await spare.send(encode(device.hello()))
+            refused = decode(await spare.recv())
+            assert (refused.type, refused.code) == ("refuse", "revoked")
+            assert await other.take_part(service.url)
+            assert service.store.attempts()[0].sampled == ("two",)
+
+    asyncio.run(main())
+
+
+def test_a_connection_with_the_new_token_outlives_the_old_tokens_end(federation, enroll, running):
+    directory, manifest = one_round(federation)
+    device = enroll(directory, manifest, "one", IMAGES)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            old = service.federation._tokens["one"]
+            device.token = new_token()
+            digest = token_digest(device.token)
+            await asyncio.to_thread(service.store.registry.enroll, "one", digest, 2.0, renew=True)
+            assert (await device.connect(service.url)).type == "welcome"
+            await service.until(lambda: service.federation._tokens["one"] != old)
+            assert (await device.hear()).type == "train"
+            await asyncio.sleep(0.1)
+            assert service.plane.links["one"].conversation is not None and device.socket.close_code is None
+
+    asyncio.run(main())
+
+
+def test_uploads_that_are_never_completed_do_not_fill_the_disk(federation, enroll, running):
+    directory, manifest = one_round(federation)
+    device = enroll(directory, manifest, "one", IMAGES)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            staged = set()
+            for attempt in range(3):
+                await device.connect(service.url)
+                blobs = device.train(attempt, await device.fetch((await device.hear()).components))
+                by_digest = {digest_of(data): data for data in blobs.values()}
+                await device.say(device.update(0, blobs))
+                wants = [await device.hear() for _ in by_digest]
+                for want in wants[:-1]:
+                    for chunk in device.session.send_blob(want.digest, by_digest[want.digest], want.offset):
+                        await device.socket.send(chunk)
+                upload = service.plane.links["one"].conversation._upload
+                await service.until(lambda upload=upload: len(upload._missing) == 1)
+                await device.socket.close()
+                await service.until(lambda: service.plane.links["one"].conversation is None)
+                incoming = service.federation.blobs.directory / "incoming"
+                staged = {path.name for path in incoming.iterdir()}
+                assert staged <= set(by_digest)
+            assert len(by_digest) > 2
 
     asyncio.run(main())
 

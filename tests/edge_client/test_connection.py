@@ -9,7 +9,20 @@ from edge_client import connection
 from edge_client.connection import Traffic, open_connection, read_token
 from edge_client.outages import Disconnected
 from protocol.codec import encode
-from protocol.messages import MAX_MESSAGE, SUBPROTOCOL, Hello, Train, Welcome
+from protocol.messages import (
+    CHUNK,
+    MAX_MESSAGE,
+    SUBPROTOCOL,
+    Accepted,
+    ComponentRef,
+    Hello,
+    Train,
+    Update,
+    Want,
+    Welcome,
+)
+from protocol.session import Session
+from protocol.tensors import digest_of
 from tap_core.errors import TapError, UsageError
 
 HELLO = Hello(device="kitchen", federation="demo", tasks={"topic": 1}, foundation="f" * 64, schema_version=1)
@@ -196,3 +209,49 @@ def test_a_token_file_without_a_token(tmp_path, content):
         read_token(path)
     path.write_text("  abc-DEF_123\n")
     assert read_token(path) == "abc-DEF_123"
+
+
+def test_a_long_upload_keeps_nothing_from_being_received():
+    """The coordinator takes no byte of the first blob until the device has heard that it wants the second, too."""
+    blobs = {digest_of(data): data for data in (b"x" * (16 * CHUNK), b"y" * CHUNK)}
+    named = dict(zip(("decoder/topic", "encoder/text"), blobs, strict=True))
+    refs = tuple(ComponentRef(name=n, version=0, digest=d, size=len(blobs[d])) for n, d in named.items())
+    heard, taken = asyncio.Event(), {}
+
+    async def handler(socket):
+        session = Session("coordinator")
+
+        async def hear():
+            while not (events := session.receive(await socket.recv())):
+                pass
+            return events[0]
+
+        await hear()
+        await socket.send(session.send(Welcome(session="s", settings="{}", owned=tuple(named))))
+        await socket.send(session.send(Train(round=0, deadline=9.0, components=())))
+        await hear()
+        for digest, data in blobs.items():
+            await socket.send(session.send(Want(digest=digest, offset=session.expect(digest, len(data)))))
+        await asyncio.wait_for(heard.wait(), 20)
+        for _ in blobs:
+            blob = await hear()
+            taken[blob.digest] = blob.data
+        await socket.send(session.send(Accepted(round=0)))
+
+    async def talk(opened, traffic):
+        await opened.send(HELLO)
+        wanted = []
+        while True:
+            for event in await opened.receive():
+                if event.type == "train":
+                    await opened.send(Update(round=0, examples=dict.fromkeys(named, 1), components=refs))
+                elif event.type == "want":
+                    wanted.append(event.digest)
+                    opened.send_blob(event.digest, blobs[event.digest], event.offset)
+                elif event.type == "accepted":
+                    return wanted
+            if len(wanted) == 2:
+                heard.set()
+
+    wanted, _ = converse(handler, talk, max_size=MAX_MESSAGE)
+    assert wanted == list(blobs) and taken == blobs

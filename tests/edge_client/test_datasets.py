@@ -158,6 +158,17 @@ def test_trap_5_train_and_test_share_no_source_item(federation, tmp_path, pictur
     train, test = {colour(e) for e in by_content.train}, {colour(e) for e in by_content.test}
     assert train and test and not train & test and len(by_content.train) == 2 * len(train)
 
+    asked = [  # five questions about each picture
+        {"image": picture(f"{i}.png", i).name, "text": f"question {j}?", "target": "cat"}
+        for i in range(30)
+        for j in range(5)
+    ]
+    by_picture = load(
+        federation, "question", tmp_path, train=write_rows(tmp_path / "q.jsonl", asked), test_fraction=0.4
+    )
+    train, test = {colour(e) for e in by_picture.train}, {colour(e) for e in by_picture.test}
+    assert train and test and not train & test and len(by_picture.train) == 5 * len(train)
+
     given = {"train": topics(tmp_path / "a.jsonl", 10), "test": topics(tmp_path / "b.jsonl", 10, start=9)}
     with pytest.raises(UsageError, match="share 1 source items, for example .*a.jsonl line 10 and .*b.jsonl line 1;"):
         load(federation, "topic", tmp_path, **given)

@@ -58,9 +58,15 @@ def test_a_hub_id_that_cannot_be_had_is_refused_in_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_digest_is_of_the_weights_and_the_config(mini_foundation: Path, copy: Path) -> None:
+def test_the_digest_is_of_the_weights_and_of_what_reads_words_and_pixels(mini_foundation: Path, copy: Path) -> None:
     assert foundation_digest(str(copy)) == foundation_digest(str(mini_foundation))
-    (copy / "vocab.txt").write_text("other")
+    (copy / "README.md").write_text("other")
+    assert foundation_digest(str(copy)) == foundation_digest(str(mini_foundation))
+    for name in ("config.json", "tokenizer.json", "preprocessor_config.json"):
+        before = (copy / name).read_text() if (copy / name).exists() else ""
+        (copy / name).write_text(before + " ")
+        assert foundation_digest(str(copy)) != foundation_digest(str(mini_foundation)), name
+        (copy / name).write_text(before) if before else (copy / name).unlink()
     assert foundation_digest(str(copy)) == foundation_digest(str(mini_foundation))
     tensors = load_file(copy / "model.safetensors")
     tensors["text_model.layernorm.weight"][0] += 1

@@ -56,8 +56,8 @@ def upgrade() -> None:
         sa.Column("device", sa.String(64), primary_key=True),
         sa.Column("component", sa.String(200), primary_key=True),
         sa.Column("digest", sa.String(64), nullable=False),
-        sa.Column("size", sa.Integer, nullable=False),
-        sa.Column("examples", sa.Integer, nullable=False),
+        sa.Column("size", sa.BigInteger, nullable=False),
+        sa.Column("examples", sa.BigInteger, nullable=False),
         sa.ForeignKeyConstraint(
             ["federation", "round", "device"], ["updates.federation", "updates.round", "updates.device"]
         ),
@@ -68,7 +68,7 @@ def upgrade() -> None:
         sa.Column("component", sa.String(200), primary_key=True),
         sa.Column("version", sa.Integer, primary_key=True),
         sa.Column("digest", sa.String(64), nullable=False),
-        sa.Column("size", sa.Integer, nullable=False),
+        sa.Column("size", sa.BigInteger, nullable=False),
         sa.Column("contributors", sa.Integer, nullable=False),
     )
 
