@@ -19,7 +19,6 @@ from transformers import FlavaModel
 
 from deploy.demo.foundation import corpus, vocabulary
 from deploy.demo.foundation import model as shape
-from deploy.demo.foundation import step as step_losses
 from deploy.demo.foundation.objectives import Heads
 from deploy.demo.foundation.step import Pretraining, Sizes
 
@@ -30,39 +29,23 @@ CHECKPOINT_EVERY = 50
 class Recipe:
     """Everything that a run depends on beside the data and the code."""
 
-    steps: int = 1170
-    restart: int = 900
-    slope: int = 500
-    cooldown: int = 1050
+    steps: int = 2800
     seed: int = 0
     learning_rate: float = 1.5e-3
     warmup: int = 60
     word_share: float = 0.3
     weight_decay: float = 0.05
     clip_norm: float = 1.0
-    whole_images: int = 810
+    whole_images: int = 2000
     sizes: Sizes = dataclasses.field(default_factory=Sizes)
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """The rate of a step, in two parts, each a linear warm-up and a cosine down to a fiftieth.
-
-    The second begins at ``restart``, peaks at 8 tenths and is planned over ``slope`` steps; from ``cooldown`` on the
-    rate falls in a straight line instead, to reach the fiftieth at the last step.
-    """
-    if step < recipe.restart:
-        return _slope(recipe.learning_rate, step, recipe.warmup, min(recipe.restart, recipe.steps))
-    peak, warmup = 0.8 * recipe.learning_rate, recipe.warmup // 3
-    before = _slope(peak, min(step, recipe.cooldown) - recipe.restart, warmup, recipe.slope)
-    left = (recipe.steps - step) / max(1, recipe.steps - recipe.cooldown)
-    return 0.02 * peak + (before - 0.02 * peak) * min(1.0, left)
-
-
-def _slope(peak: float, step: int, warmup: int, steps: int) -> float:
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return peak * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, progress))) / 2)
+    """The rate of a step: a linear warm-up, then a cosine down to a fiftieth at the last step."""
+    if step < recipe.warmup:
+        return recipe.learning_rate * (step + 1) / recipe.warmup
+    progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return recipe.learning_rate * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, progress))) / 2)
 
 
 def optimizer_of(model: FlavaModel, heads: Heads, recipe: Recipe) -> torch.optim.AdamW:
@@ -113,8 +96,7 @@ def pretrain(recipe: Recipe, out: Path, checkpoint: Path) -> dict[str, object]:
         for group in optimizer.param_groups:
             group["lr"] = group["share"] * learning_rate(recipe, step)
         optimizer.zero_grad()
-        weights = step_losses.LATE_WEIGHTS if step >= recipe.restart else step_losses.WEIGHTS
-        losses = work.backward(model, heads, step, weights, whole=step >= recipe.whole_images)
+        losses = work.backward(model, heads, step, whole=step >= recipe.whole_images)
         torch.nn.utils.clip_grad_norm_([*model.parameters(), *heads.parameters()], recipe.clip_norm)
         optimizer.step()
         for name, loss in losses.items():

@@ -6,7 +6,6 @@ It draws batches and views, runs the three streams as model.py says and sums the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -55,7 +54,7 @@ class Chance:
 WEIGHTS = {
     "masked_patches": 1.0,
     "coarse_image": 1.0,
-    "sketch": 1.5,
+    "sketch": 3.0,
     "image_views": 0.5,
     "masked_words": 1.0,
     "bag_of_words": 1.0,
@@ -65,8 +64,6 @@ WEIGHTS = {
     "image_name_towers": 0.25,
     "matching": 0.5,
 }
-LATE_WEIGHTS = WEIGHTS | {"sketch": 3.0}
-"""After the learning rate's restart: more of what pooled image tokens tell."""
 
 
 class Pretraining:
@@ -110,9 +107,7 @@ class Pretraining:
         texts += 3 * corpus.tokenized(self.tokenizer, named, LONGEST)
         return word_embeddings(texts, self.vocabulary, width, self.seed)
 
-    def backward(
-        self, model: FlavaModel, heads: Heads, step: int, weights: Mapping[str, float], *, whole: bool = False
-    ) -> dict[str, float]:
+    def backward(self, model: FlavaModel, heads: Heads, step: int, *, whole: bool = False) -> dict[str, float]:
         """Add the gradients of ``step``'s weighted losses; return the losses, unweighted.
 
         Steps are to be taken in order (see `skip`). ``whole`` shows nearly whole images: how the model will be used.
@@ -125,10 +120,10 @@ class Pretraining:
         def with_images() -> dict[str, float]:
             chance = Chance(self.seed, step, 0)
             found, view = self._images(model, heads, fashion, emoji, keep, chance)
-            return _backward(found | self._captioned(model, heads, emoji, view, chance), weights)
+            return _backward(found | self._captioned(model, heads, emoji, view, chance))
 
         def with_texts() -> dict[str, float]:
-            return _backward(self._texts(model, heads, texts, Chance(self.seed, step, 1)), weights)
+            return _backward(self._texts(model, heads, texts, Chance(self.seed, step, 1)))
 
         with ThreadPoolExecutor(2) as threads:
             both = [threads.submit(with_images), threads.submit(with_texts)]
@@ -219,8 +214,8 @@ class Pretraining:
         return ", ".join(some) if form == 1 else ", ".join([name, *some])
 
 
-def _backward(losses: dict[str, Tensor], weights: Mapping[str, float]) -> dict[str, float]:
-    sum(weights[name] * loss for name, loss in losses.items()).backward()
+def _backward(losses: dict[str, Tensor]) -> dict[str, float]:
+    sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()
     return {name: float(loss.detach()) for name, loss in losses.items()}
 
 
