@@ -33,6 +33,10 @@ OPEN_TIMEOUT = 20.0
 PING_SECONDS = 20.0
 """Between the WebSocket's own pings, which find a dead network while nothing is sent."""
 
+SILENCE_SECONDS = 180.0
+"""After so long without an answer the coordinator is taken for gone. Over a slow link the answer to a ping waits behind
+what the coordinator is sending."""
+
 
 @dataclass
 class Traffic:
@@ -139,7 +143,7 @@ async def _connect(address: str, token: str, token_file: Path) -> ClientConnecti
             max_size=MAX_MESSAGE,
             open_timeout=OPEN_TIMEOUT,
             ping_interval=PING_SECONDS,
-            ping_timeout=PING_SECONDS * 3,
+            ping_timeout=SILENCE_SECONDS,
         )
     except InvalidURI as error:
         raise UsageError(f"coordinator {address!r} is no usable address ({error}); give ws://HOST:PORT") from None
