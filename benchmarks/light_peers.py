@@ -14,7 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection, serve
 
 from protocol.messages import CHUNK, MAX_MESSAGE, SUBPROTOCOL, ComponentRef, Done, Fetch, Finish, Hello, Train, Update
-from protocol.session import USUAL_CHUNK, BlobReceived, Session
+from protocol.session import BlobReceived, Session
 from protocol.tensors import digest_of
 from tap_core.components import examples_per_component
 from tap_core.manifest import FederationManifest, load_manifest
@@ -102,14 +102,14 @@ class Device:
 
 
 def echo_messages(manifest: FederationManifest) -> Iterator[int]:
-    """Sizes of the messages of an upload."""
+    """Sizes of the messages: an upload, in the largest messages that the protocol allows."""
     for spec in manifest.components.values():
-        yield from (min(USUAL_CHUNK, spec.size - start) for start in range(0, spec.size, USUAL_CHUNK))
+        yield from (min(CHUNK, spec.size - start) for start in range(0, spec.size, CHUNK))
 
 
 async def echo_once(url: str, manifest: FederationManifest) -> int:
     """Send each message of an upload and wait until it is back; returns the bytes moved."""
-    block, moved = os.urandom(USUAL_CHUNK), 0
+    block, moved = os.urandom(CHUNK), 0
     async with connect(url, **LIMITS) as socket:
         for size in echo_messages(manifest):
             await socket.send(block[:size])

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
 from coordinator.registry import Registry
 from coordinator.rounds import History
@@ -133,17 +132,17 @@ class Store:
             db.execute(delete(given).where(given.c.federation == self.federation, given.c.round <= number))
             self._set_away(db, away)
 
-    def add_update(self, number: int, device: str, components: Mapping[str, Contribution], at: float) -> bool:
-        """Record an update whose blobs are durable. False, and nothing changes, if the round has one of this device."""
+    def add_update(self, number: int, device: str, components: Mapping[str, Contribution], at: float) -> None:
+        """Record an update whose blobs are durable. It takes the place of an earlier one of this device for the round:
+        a device that was revoked and enrolled anew counts with what it says now, and once."""
         key = {"federation": self.federation, "round": number, "device": device}
-        try:
-            with self.engine.begin() as db:
-                db.execute(insert(updates).values(**key, accepted_at=at))
-                rows = [{**key, "component": name, **vars(given)} for name, given in sorted(components.items())]
-                db.execute(insert(update_components), rows)
-        except IntegrityError:
-            return False
-        return True
+        with self.engine.begin() as db:
+            for table in (update_components, updates):
+                where = (getattr(table.c, name) == value for name, value in key.items())
+                db.execute(delete(table).where(*where))
+            db.execute(insert(updates).values(**key, accepted_at=at))
+            rows = [{**key, "component": name, **vars(given)} for name, given in sorted(components.items())]
+            db.execute(insert(update_components), rows)
 
     def updates(self, number: int) -> dict[str, dict[str, Contribution]]:
         """The accepted updates of a round: device -> component -> contribution."""

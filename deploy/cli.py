@@ -15,6 +15,7 @@ from tap_core.command_line import one_line_errors
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="TAP, Two-Stage Adaptive Personalization: make federations, simulate them, run the demo.",
 )
 OUT = typer.Option("--out", help="Directory to create.")

@@ -43,7 +43,7 @@ from protocol.session import BlobReceived, Event
 from protocol.transfer import Incoming
 from tap_core.components import examples_per_component
 from tap_core.config import FederationConfig, validate
-from tap_core.errors import TapError
+from tap_core.errors import TapError, UsageError
 from tap_core.manifest import SCHEMA_VERSION
 
 HEARTBEAT_SECONDS = 5.0
@@ -179,7 +179,7 @@ class Agent:
                         self._outages.end()
                         return parse_settings(event.settings)
                     case Refuse():
-                        raise TapError(f"the coordinator refuses this device: {event.why}; {event.fix}")
+                        raise UsageError(f"the coordinator refuses this device: {event.why}; {event.fix}")
                     case Bye():
                         raise self._sent_away(event)
 
@@ -254,7 +254,7 @@ class Agent:
                 "device_id and a token of its own"
             )
         if bye.code == "revoked":
-            return TapError(
+            return UsageError(
                 f"the operator has revoked {self._config.device_id!r}; ask for a new token and put it into "
                 f"{self._config.token_file}"
             )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="A device of a federation: check it, join, see how it goes, and use the personal models.",
 )
 CONFIG = typer.Argument(help="The device's settings (client.toml).", show_default=False)
@@ -65,10 +66,11 @@ def join(
     Stop it at any time, with Ctrl-C, SIGTERM or the power switch: run it again and it goes on where it was.
     """
     from edge_client.config import load_client_config
-    from edge_client.doctor import require_memory
+    from edge_client.doctor import require_files, require_memory
     from edge_client.files import lock_directory
 
     settings = load_client_config(config)
+    require_files(settings)
     with lock_directory(settings.state_dir), _progress_bar() as watch:
         require_memory(settings)
         agent = _agent(settings, 0.0 if no_wait else max_wait, watch)

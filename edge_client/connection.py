@@ -166,7 +166,7 @@ async def _connect(address: str, token: str, token_file: Path) -> ClientConnecti
 
 def _refusal(status: int, address: str, token_file: Path) -> Exception:
     if status == 401:
-        return TapError(
+        return UsageError(
             f"{address} refused this device's token (HTTP 401); have the operator run 'tap-coordinator enroll' for "
             f"device_id and put the new token into {token_file}"
         )

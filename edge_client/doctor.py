@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from edge_client.config import ClientConfig
+from edge_client.config import ClientConfig, TaskDataConfig
 from edge_client.connection import Traffic, open_connection, read_token
 from edge_client.files import make_private_directory
 from edge_client.journal import read_settings
 from edge_client.outages import Disconnected
-from tap_core.errors import TapError
+from tap_core.errors import TapError, UsageError
 
 FREE_DISK_MB = 200
 """Least free disk that the state directory needs."""
@@ -147,9 +147,8 @@ def _data(config: ClientConfig) -> Iterator[Finding]:
     for name, source in sorted(config.tasks.items()):
         what = f"data of {name}"
         given = [path for path in (source.train, source.test) if path is not None]
-        absent = [path for path in given if not path.exists()]
-        if absent:
-            yield Finding(what, False, f"{absent[0]}: no such file or folder; correct its path in the configuration")
+        if absent := _absent(source):
+            yield Finding(what, False, absent)
         elif federation is None:
             yield Finding(what, True, f"{_shown(given) or source.dataset}; read in full after the first contact")
         else:
@@ -159,6 +158,18 @@ def _data(config: ClientConfig) -> Iterator[Finding]:
                 yield Finding(what, True, f"{len(data.train)} training and {len(data.test)} test examples")
             except TapError as error:
                 yield Finding(what, False, str(error))
+
+
+def require_files(config: ClientConfig) -> None:
+    """Raise UsageError if a task's file or folder is missing, before any coordinator counts on the device."""
+    for _, source in sorted(config.tasks.items()):
+        if absent := _absent(source):
+            raise UsageError(absent)
+
+
+def _absent(source: TaskDataConfig) -> str:
+    absent = [path for path in (source.train, source.test) if path is not None and not path.exists()]
+    return f"{absent[0]}: no such file or folder; correct its path in the configuration" if absent else ""
 
 
 def _shown(paths: list[Path]) -> str:

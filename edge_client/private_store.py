@@ -206,16 +206,17 @@ class PrivateStore:
     def _read_pointer(self) -> _Pointer | None:
         try:
             values = json.loads((self._directory / POINTER).read_text(encoding="utf-8"))
+            written = values.get("format") if isinstance(values, dict) else None
+            if isinstance(written, int) and written != FORMAT:
+                raise StateError(
+                    f"{self._directory} was written by another version (format {written}, this one reads {FORMAT}); "
+                    "use that version, or move the directory away to start anew"
+                )
             pointer = _Pointer.model_validate(values)
         except FileNotFoundError:
             return None
         except (ValueError, ValidationError):
             raise self._damaged(f"{POINTER} is not readable") from None
-        if pointer.format != FORMAT:
-            raise StateError(
-                f"{self._directory} was written by another version (format {pointer.format}, this one reads {FORMAT}); "
-                "use that version, or move the directory away to start anew"
-            )
         if (pointer.device, pointer.federation) != (self._device, self._federation):
             raise StateError(
                 f"{self._directory} belongs to device {pointer.device!r} of federation {pointer.federation!r}, not to "

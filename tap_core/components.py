@@ -11,8 +11,6 @@ Modality = Literal["image", "text"]
 TaskKind = Literal["image_classification", "text_classification", "image_generation", "text_generation"]
 ComponentFamily = Literal["encoder", "mote/attention", "mote/expert", "mome/attention", "mome/expert", "decoder"]
 
-MODALITIES: tuple[Modality, ...] = get_args(Modality)
-TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
 SHARED = "shared"
 
 

@@ -135,11 +135,15 @@ class PerKind(Settings):
         return value
 
 
+SharedReplacement = Literal["all", "any"]
+"""Which of the local tasks that use a component must have fired before it is replaced."""
+
+
 class TapConfig(Settings):
     """Margin replacement (METHOD.md section 4, step 3)."""
 
     margins: PerKind = PerKind()
-    shared_replacement: Literal["all", "any"] = "all"
+    shared_replacement: SharedReplacement = "all"
 
 
 class DistillationConfig(Settings):

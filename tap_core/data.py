@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from tap_core.config import TaskConfig
+from tap_core.errors import UsageError
 from tap_core.sampling import derive_seed
 
 GENERATED_IMAGE_SIZE = 64
@@ -170,5 +171,5 @@ def _pad(rows: Sequence[Sequence[int]], value: int) -> np.ndarray:
 def _token_id(tokenizer: Tokenizer, token: str) -> int:
     found = tokenizer.token_to_id(token)
     if found is None:
-        raise ValueError(f"the tokenizer has no {token} token; a BERT-style WordPiece tokenizer is needed")
+        raise UsageError(f"the foundation's tokenizer has no {token} token; a BERT-style WordPiece tokenizer is needed")
     return int(found)

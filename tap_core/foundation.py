@@ -7,9 +7,9 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoTokenizer, FlavaModel
@@ -54,7 +54,7 @@ def load_foundation(source: str) -> Foundation:
 
 @functools.lru_cache(maxsize=1)
 def _load(directory: Path) -> Foundation:
-    kind = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")
+    kind = _json(directory / "config.json").get("model_type")
     if kind != "flava":
         raise UsageError(f"{directory}/config.json has model_type {kind!r}; a FLAVA model ('flava') is needed")
     transformers_logging.disable_progress_bar()
@@ -62,9 +62,8 @@ def _load(directory: Path) -> Foundation:
         model, info = FlavaModel.from_pretrained(
             directory, dtype=torch.float32, output_loading_info=True, local_files_only=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{directory} cannot be loaded ({reason}); fetch the model's files again") from None
+    except Exception as error:  # transformers documents no list of what a damaged file may raise
+        raise _damaged(directory, error) from None
     if info["missing_keys"] or info["mismatched_keys"]:
         lacking = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]))
         raise UsageError(
@@ -88,7 +87,10 @@ def _load(directory: Path) -> Foundation:
 
 
 def _tokenizer(directory: Path) -> Tokenizer:
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True).backend_tokenizer
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True).backend_tokenizer
+    except Exception as error:  # the Rust library raises plain Exception for a file that it cannot read
+        raise _damaged(directory / "tokenizer.json", error) from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -98,5 +100,20 @@ def _normalisation(directory: Path) -> tuple[tuple[float, ...], tuple[float, ...
     path = directory / "preprocessor_config.json"
     if not path.is_file():
         return DEFAULT_MEAN, DEFAULT_STD
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = _json(path)
     return tuple(values.get("image_mean", DEFAULT_MEAN)), tuple(values.get("image_std", DEFAULT_STD))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path, error) from None
+    if not isinstance(values, dict):
+        raise _damaged(path, "no JSON object")
+    return values
+
+
+def _damaged(path: Path, error: object) -> UsageError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UsageError(f"{path} cannot be loaded ({reason}); fetch the model's files again")

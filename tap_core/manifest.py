@@ -43,16 +43,12 @@ def load_manifest(directory: Path) -> FederationManifest:
     """Read DIR/manifest.json. Raises UsageError if it is missing or of another schema."""
     path = directory / MANIFEST_NAME
     try:
-        text = path.read_text(encoding="utf-8")
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{path}: no such file; create it with: tap init FEDERATION.toml --out {directory}") from None
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no UTF-8
         raise UsageError(f"{path} is not valid JSON ({error}); create it again with tap init") from None
-    manifest = validate(values, FederationManifest, source=str(path))
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise UsageError(
-            f"{path} has schema {manifest.schema_version} and this version reads {SCHEMA_VERSION}; run tap init again"
-        )
-    return manifest
+    schema = values.get("schema_version") if isinstance(values, dict) else None
+    if isinstance(schema, int) and schema != SCHEMA_VERSION:
+        raise UsageError(f"{path} has schema {schema} and this version reads {SCHEMA_VERSION}; run tap init again")
+    return validate(values, FederationManifest, source=str(path))

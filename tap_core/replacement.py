@@ -4,12 +4,9 @@ It knows losses by task and names of components. No tensors, no torch.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from tap_core.components import components_of_task
-from tap_core.config import TapConfig, TaskConfig
-
-SharedReplacement = Literal["all", "any"]
+from tap_core.config import SharedReplacement, TapConfig, TaskConfig
 
 
 def triggers(

@@ -14,6 +14,8 @@ TRAINING_LIBRARIES = {"torch", "transformers", "peft", "accelerate", "datasets",
 MOST_LINES = 300
 ALLOWED_LINES = {"edge_client/agent.py": 350, "edge_client/tables.py": 350}  # one idea each, a little longer
 TORCH_FREE_CORE = (
+    "tap_core.command_line",
+    "tap_core.foundation_files",
     "tap_core.components",
     "tap_core.config",
     "tap_core.errors",

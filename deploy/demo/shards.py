@@ -23,55 +23,6 @@ SEED = 20260
 FASHION_LABELS = MappingProxyType({"T-shirt/top": "t-shirt or top"})
 """Labels that cannot name a folder, and the class names used instead; the others are put in lower case."""
 
-EMOJI_GROUPS = (
-    "activities",
-    "animals & nature",
-    "components",
-    "food & drink",
-    "objects",
-    "people & body",
-    "smileys & emotion",
-    "symbols",
-    "travel & places",
-)
-FASHION_CLASSES = (
-    "ankle boot",
-    "bag",
-    "coat",
-    "dress",
-    "pullover",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "t-shirt or top",
-    "trouser",
-)
-CATEGORIES = (
-    "act",
-    "animal",
-    "artifact",
-    "attribute",
-    "body",
-    "communication",
-    "food",
-    "person",
-    "plant",
-    "state",
-)
-
-FEDERATION_TASKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "fashion_label": {"kind": "image_classification", "inputs": ["image"], "classes": list(FASHION_CLASSES)},
-        "emoji_group": {"kind": "image_classification", "inputs": ["image"], "classes": list(EMOJI_GROUPS)},
-        "definition_category": {"kind": "text_classification", "inputs": ["text"], "classes": list(CATEGORIES)},
-        "fashion_reconstruction": {"kind": "image_generation", "inputs": ["image"]},
-        "emoji_caption": {"kind": "text_generation", "inputs": ["image"], "length": 12},
-        "emoji_question": {"kind": "text_generation", "inputs": ["image", "text"], "length": 12},
-        "concept_sentence": {"kind": "text_generation", "inputs": ["text"], "length": 20},
-    }
-)
-"""The [tasks.NAME] tables of the demo's federation.toml."""
-
 
 @dataclass(frozen=True)
 class DeviceTask:

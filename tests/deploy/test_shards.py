@@ -7,10 +7,13 @@ import pyarrow.parquet as parquet
 import pytest
 
 from deploy.demo import shards
+from deploy.demo.run import FEDERATION
 from edge_client.config import TaskDataConfig
 from edge_client.datasets import load_task
 from tap_core.components import owned_components
-from tap_core.config import TaskConfig
+from tap_core.config import FederationConfig, load_toml
+
+TASKS = load_toml(FEDERATION, FederationConfig).tasks
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +23,7 @@ def written(tmp_path_factory):
 
 
 def task_config(name):
-    return TaskConfig(name=name, **shards.FEDERATION_TASKS[name])
+    return TASKS[name]
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -46,15 +49,14 @@ def all_tasks(written):
 
 def test_five_devices_share_all_tasks_of_the_federation(written):
     assert len(written[1]) == 5
-    assert {task.task for _, task in all_tasks(written)} == set(shards.FEDERATION_TASKS)
-    kinds = {shards.FEDERATION_TASKS[name]["kind"] for name in shards.FEDERATION_TASKS}
+    assert {task.task for _, task in all_tasks(written)} == set(TASKS)
+    kinds = {task.kind for task in TASKS.values()}
     assert kinds == {"image_classification", "text_classification", "image_generation", "text_generation"}
 
 
 def test_devices_differ_in_modalities_as_the_demo_promises(written):
     modalities = {
-        device: {m for task in tasks for m in shards.FEDERATION_TASKS[task.task]["inputs"]}
-        for device, tasks in written[1].items()
+        device: {m for task in tasks for m in TASKS[task.task].inputs} for device, tasks in written[1].items()
     }
     assert modalities["fashion-classifier"] == {"image"}
     assert modalities["definition-classifier"] == {"text"}

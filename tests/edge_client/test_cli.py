@@ -112,6 +112,14 @@ def test_join_with_a_foundation_that_is_not_there(client_toml):
     assert_one_line(run("join", client_toml("ws://127.0.0.1:9")), 2, "foundation': no such directory")
 
 
+def test_join_with_a_data_file_that_is_not_there_connects_to_nobody(client_toml, coordinator, foundation):
+    with in_a_thread(coordinator) as address:
+        path = client_toml(address)
+        (path.parent / "topics.csv").unlink()
+        assert_one_line(run("join", path), 2, "topics.csv: no such file or folder; correct its path")
+        assert coordinator.hellos == []
+
+
 @pytest.fixture
 def foundation(tmp_path) -> None:
     """Files that have a digest; nothing loads them."""
@@ -163,7 +171,7 @@ def test_sigterm_saves_and_ends_well(client_toml, foundation, tmp_path):
 
 def test_a_wrong_token_ends_join_with_the_fix(coordinator, client_toml, foundation):
     with in_a_thread(coordinator) as address:
-        assert_one_line(run("join", client_toml(address, token="old")), 1, "refused this device's token (HTTP 401)")
+        assert_one_line(run("join", client_toml(address, token="old")), 2, "refused this device's token (HTTP 401)")
 
 
 def test_a_bad_row_ends_join_with_the_line(coordinator, client_toml, foundation, tmp_path):

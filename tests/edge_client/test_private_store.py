@@ -154,7 +154,7 @@ def test_damage_and_foreign_states_are_one_line(tmp_path):
     personal.write_bytes(data)
     pointer.write_text(text[:-20])
     assert "current.json is not readable" in complaint()
-    pointer.write_text(json.dumps(json.loads(text) | {"format": 99}))
+    pointer.write_text(json.dumps(json.loads(text) | {"format": 99, "what_format_99_has": True}))
     assert "another version" in complaint()
     pointer.write_text(text)
     assert_equal(open_store(tmp_path).load(), state())

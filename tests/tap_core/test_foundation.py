@@ -46,6 +46,25 @@ def test_another_kind_of_model_is_refused(copy: Path) -> None:
         load_foundation(str(copy))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", b"{", "config.json cannot be loaded"),
+        ("config.json", b"[]", "config.json cannot be loaded"),
+        ("config.json", b"\xff\xfe", "config.json cannot be loaded"),
+        ("config.json", b'{"model_type": "flava", "image_config": 7}', "cannot be loaded"),
+        ("tokenizer.json", b"{}", "tokenizer.json cannot be loaded"),
+        ("tokenizer.json", b"\xff", "tokenizer.json cannot be loaded"),
+        ("preprocessor_config.json", b"{", "preprocessor_config.json cannot be loaded"),
+    ],
+)
+def test_a_damaged_file_is_one_line_that_names_it(copy: Path, name: str, content: bytes, said: str) -> None:
+    (copy / name).write_bytes(content)
+    with pytest.raises(UsageError, match=said) as caught:
+        load_foundation(str(copy))
+    assert "\n" not in str(caught.value) and "fetch the model's files again" in str(caught.value)
+
+
 @pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "nowhere"])
 def test_a_path_that_is_no_directory_is_refused(source: str) -> None:
     with pytest.raises(UsageError, match="no such directory; give a directory or a hub id"):
