@@ -27,7 +27,7 @@ from coordinator.lock import is_locked
 from coordinator.registry import Device
 from coordinator.standing import recorded
 from coordinator.store import Store
-from tap_core.command_line import one_line_errors
+from tap_core.command_line import one_line_errors, working
 from tap_core.config import NAME_PATTERN
 from tap_core.errors import TapError, UsageError
 from tap_core.manifest import load_manifest
@@ -260,10 +260,11 @@ def stop(directory: Directory, database: Database = None) -> None:
             raise TapError(f"no coordinator serves {directory}")
         store.request_stop(True)
         limit = time.monotonic() + STOP_SECONDS
-        while is_locked(paths.lock):
-            if time.monotonic() > limit:
-                raise TapError(f"the coordinator has not ended after {STOP_SECONDS:g} s; see its log")
-            time.sleep(0.1)
+        with working("waiting for the coordinator to end"):
+            while is_locked(paths.lock):
+                if time.monotonic() > limit:
+                    raise TapError(f"the coordinator has not ended after {STOP_SECONDS:g} s; see its log")
+                time.sleep(0.1)
         typer.echo("stopped")
 
 

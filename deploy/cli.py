@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tap_core.command_line import one_line_errors
+from tap_core.command_line import one_line_errors, working
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,7 +32,8 @@ def init(
     """Build version 0 of every component; the directory is what tap-coordinator serves."""
     from deploy.federations import init_federation
 
-    manifest = init_federation(federation, out)
+    with working("building version 0 of every component"):
+        manifest = init_federation(federation, out)
     size = sum(spec.size for spec in manifest.components.values())
     if as_json:
         facts = {"federation": manifest.config.name, "components": len(manifest.components), "bytes": size}

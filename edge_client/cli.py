@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tap_core.command_line import one_line_errors
+from tap_core.command_line import one_line_errors, working
 from tap_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -127,7 +127,8 @@ def export(
     directory = settings.state_dir / EXPORTS if out is None else out
     exports = []
     for name in sorted(task or settings.tasks):
-        difference = trainer.export(state, name, directory / name)
+        with working(f"exporting {name}"):
+            difference = trainer.export(state, name, directory / name)
         exports.append({"task": name, "path": str(directory / name), "max_abs_diff": difference})
         if not as_json:
             typer.echo(f"{directory / name}: onnxruntime agrees with torch within {difference:.1e}")

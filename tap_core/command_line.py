@@ -1,10 +1,12 @@
-"""How every command ends when something is wrong: one line on standard error and the error's exit code. No torch."""
+"""What all commands have in common: how they show that they work, and how they end when something is wrong. No torch."""
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import ParamSpec, TypeVar
 
 import typer
+from rich.console import Console
 
 from tap_core.errors import TapError
 
@@ -34,3 +36,8 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(130) from None
 
     return run
+
+
+def working(what: str) -> AbstractContextManager[object]:
+    """Show on a terminal, and nowhere else, that the command is at work on ``what``."""
+    return Console(stderr=True).status(f"{what} ...")
