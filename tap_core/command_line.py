@@ -1,4 +1,4 @@
-"""What all commands have in common: how they show that they work, and how they end when something is wrong. No torch."""
+"""What all commands have in common: how they show that they work, and how they end if something is wrong. No torch."""
 
 import functools
 from collections.abc import Callable
