@@ -155,7 +155,7 @@ class DistillationConfig(Settings):
     learning_rate: float = Field(default=1e-4, gt=0)
     temperature: float = Field(default=1.0, gt=0, description="T of the softmax.")
     beta: PerKind = PerKind(
-        image_classification=0.5, text_classification=0.5, image_generation=0.5, text_generation=0.5
+        image_classification=0.5, text_classification=0.5, image_generation=0.1, text_generation=0.5
     )
 
 
