@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from tap_core.data import IGNORED, mixed_batches
+from tap_core.config import TrainingConfig
+from tap_core.data import IGNORED, Example, TaskBatch, mixed_batches
+from tap_core.model import TapModel
+from tap_core.training import Phase, Runtime, make_accelerator, train
 
 Make = Callable[..., Any]
 
@@ -78,3 +81,38 @@ def test_trap_11_each_example_goes_through_its_own_tasks_components(mini_model: 
         for index, row in enumerate(rows):
             alone = model(model.preprocessor.batch(model.tasks[name], [row]), "federated")
             torch.testing.assert_close(together[index : index + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_trap_11_training_routes_every_example_of_a_mixed_batch_by_its_own_task(
+    mini_model: Make, mini_examples: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tasks of one kind, one modality and equally many classes: only the task's name tells their decoders apart.
+
+    The rows are recognised by their pixels where they enter the model, whatever made batches of them.
+    """
+    label = {"kind": "image_classification", "inputs": ["image"], "classes": ["a", "b", "c"]}
+    model = mini_model(tasks={"colour": label, "shade": label})
+    data: dict[str, list[Example]] = {
+        name: mini_examples("colour", seed=seed).train for name, seed in (("colour", 1), ("shade", 2))
+    }
+    owner = {model.preprocessor.image(e.image).tobytes(): name for name in data for e in data[name]}
+    assert len(owner) == 40  # no two images are equal
+    passed: list[tuple[str, str]] = []
+    forward = TapModel.forward
+
+    def spy(self: TapModel, batch: TaskBatch, which: Any) -> torch.Tensor:
+        passed.extend((batch.task.name, owner[row.numpy().tobytes()]) for row in batch.image)
+        return forward(self, batch, which)
+
+    monkeypatch.setattr(TapModel, "forward", spy)
+    accelerator = make_accelerator(Runtime(device="cpu", threads=1), 1)
+    for step in range(3):
+        before = model.state("federated")
+        passed.clear()
+        train(model, "federated", data, TrainingConfig(batch_size=6), Phase("p", step, 1, 1e-2), accelerator)
+        assert sorted(passed) == [("colour", "colour")] * 3 + [("shade", "shade")] * 3
+        after = model.state("federated")
+        still = [
+            (c, k) for c in ("decoder/colour", "decoder/shade") for k in after[c] if (after[c][k] == before[c][k]).all()
+        ]
+        assert still == []

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
+from tap_core import backbone
 from tap_core.adapters import PARAMETER_SETS
 from tap_core.components import components_of_task
 from tap_core.data import TaskBatch
@@ -47,7 +49,10 @@ def test_trap_1_what_is_loaded_is_what_the_model_holds_bit_for_bit(mini_model: M
     assert all(np.array_equal(v, untouched[n][k]) for n, g in target.state("personal").items() for k, v in g.items())
 
 
-@pytest.mark.parametrize(("task", "modality"), [("colour", "image"), ("ask", "image"), ("ask", "text")])
+@pytest.mark.parametrize(
+    ("task", "modality"),
+    [("colour", "image"), ("letters", "text"), ("redraw", "image"), ("ask", "image"), ("ask", "text")],
+)
 def test_trap_2_the_output_changes_when_an_input_changes(
     mini_model: Make, mini_examples: Make, randomise: Make, task: str, modality: str
 ) -> None:
@@ -58,7 +63,8 @@ def test_trap_2_the_output_changes_when_an_input_changes(
     if modality == "image":
         batch.image.copy_(batch.image.flip(0) + 1)
     else:
-        batch.input_ids[:, 1] = 7
+        first = batch.input_ids[:, 1]
+        first.copy_(torch.where(first == 7, 8, 7))
     after = model(batch, "personal")
     assert (before - after).abs().amax(dim=tuple(range(1, before.ndim))).min() > 1e-4
 
@@ -90,6 +96,37 @@ def test_trap_7_with_b_zero_the_model_is_the_frozen_base_bit_for_bit(mini_model:
                     parameter.data.fill_(3.0)  # must not matter while B is zero
         again, _ = model.encode(batch, "federated")
         assert torch.equal(with_adapters, again)
+
+
+def test_trap_7_with_b_zero_the_output_is_that_without_adapters_bit_for_bit(
+    mini_model: Make, mini_examples: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapters are bypassed altogether: in the backbone's routing, and in the encoders by peft's own switch."""
+    model = mini_model().eval()
+    batches = {task: batch_of(model, mini_examples, task) for task in model.tasks}
+    layers = [layer for layer in model.encoders.modules() if isinstance(layer, LoraLayer)]
+
+    def outputs() -> dict[tuple[str, str], torch.Tensor]:
+        with torch.no_grad():
+            return {(task, which): model(batch, which) for task, batch in batches.items() for which in PARAMETER_SETS}
+
+    def bypassed() -> dict[tuple[str, str], torch.Tensor]:
+        with monkeypatch.context() as patch:
+            patch.setattr(backbone, "routed", lambda layer, x, adapters: layer.get_base_layer()(x))
+            for layer in layers:
+                patch.setattr(layer, "_disable_adapters", True)
+            return outputs()
+
+    adapted, plain = outputs(), bypassed()
+    assert len(model.tasks) == 4 and len(adapted) == 8
+    assert [key for key in plain if not torch.equal(adapted[key], plain[key])] == []
+    for which in PARAMETER_SETS:
+        for key, parameter in model.trainable(which).items():
+            if key.endswith("lora_B"):
+                parameter.data.fill_(0.05)
+    moved, plain_again = outputs(), bypassed()  # the bypass was one: B would have been seen, and is not seen in it
+    assert [key for key in plain if torch.equal(moved[key], plain[key])] == []
+    assert [key for key in plain if not torch.equal(plain_again[key], plain[key])] == []
 
 
 def test_trap_7_with_b_zero_the_tokens_are_those_of_transformers_own_layers(

@@ -9,6 +9,7 @@ import pytest
 
 from tap_core.aggregation import aggregate
 from tap_core.components import components_of_task, owned_components
+from tap_core.data import Preprocessor
 from tap_core.participant import DeviceState, Participant
 from tap_core.simulation import simulate
 from tap_core.training import Runtime
@@ -78,6 +79,41 @@ def test_the_update_is_the_federated_set_and_the_personal_set_differs(participan
         c for c in outcome.update.components if not same(outcome.update.components[c], outcome.state.personal[c])
     ]
     assert set(different) == set(outcome.update.components)
+
+
+def test_every_phase_device_and_round_draws_its_own_examples(
+    participant: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """METHOD.md section 4, step 4: x_i trains on batches drawn with another seed than w_i's in step 2."""
+    drawn: dict[str, list[int]] = {}
+    where: dict[int, int] = {}
+    batch = Preprocessor.batch
+
+    def spy(self: Preprocessor, task: Any, examples: Any) -> Any:
+        drawn.setdefault(task.name, []).extend(where[id(example)] for example in examples)
+        return batch(self, task, examples)
+
+    monkeypatch.setattr(Preprocessor, "batch", spy)
+    orders: dict[str, list[list[int]]] = {"colour": [], "letters": []}
+
+    def collect(phase: str, step: int, steps: int) -> None:
+        if step == steps:
+            phases.append(phase)
+            for task, rows in drawn.items():
+                orders[task].append(rows)
+            drawn.clear()
+
+    phases: list[str] = []
+    for name in ("d", "e"):  # equally long names: the fixture gives both devices the same examples
+        device = participant(name, "colour", "letters")
+        where.update({id(e): index for split in device.data.values() for index, e in enumerate(split.train)})
+        for round_number in (0, 1):
+            received = device.model.state("federated")
+            device.take_part(round_number, received, DeviceState.initial(("colour", "letters")), collect)
+    assert phases == ["federated", "personal"] * 4
+    for task, rows in orders.items():
+        assert [len(row) for row in rows] == [9] * 8, task  # three steps, half of a batch of six
+        assert len({tuple(row) for row in rows}) == 8, task
 
 
 def test_a_round_is_a_function_of_its_arguments(participant: Make) -> None:

@@ -12,7 +12,8 @@ import torch
 from tap_core.config import TrainingConfig
 from tap_core.distillation import distil, teaching
 from tap_core.errors import TapError, UsageError
-from tap_core.objectives import hits
+from tap_core.objectives import divergences, hits
+from tap_core.sampling import derive_seed
 from tap_core.training import Phase, Runtime, make_accelerator, train, warmed_up
 
 Make = Callable[..., Any]
@@ -141,3 +142,75 @@ def test_every_personal_tensor_gets_a_gradient_in_distillation(
     after = model.state("personal")
     still = [(c, k) for c in after for k in after[c] if np.array_equal(after[c][k], before[c][k])]
     assert still == []
+
+
+def test_the_teacher_is_the_received_set_after_p_steps_of_plain_training(
+    mini_model: Make, mini_examples: Make, mini_config: Make, randomise: Make
+) -> None:
+    """METHOD.md section 5, step 1: an untrained teacher, or one trained by another phase, would differ in its bits."""
+    config = mini_config(distillation={"steps": 3, "learning_rate": 1e-2})
+    model, manual = mini_model("colour", "ask"), mini_model("colour", "ask")
+    for one in (model, manual):
+        randomise(one, "federated")
+    received = model.state("federated")
+    data = {name: mini_examples(name).train for name in model.tasks}
+    distil(model, data, config, "a device", make_accelerator(CPU, 1))
+    phase = Phase("teacher", derive_seed(config.seed, "a device", "stage 2", "teacher"), 3, 1e-2)
+    train(manual, "federated", data, config.training, phase, make_accelerator(CPU, 1))
+    taught = model.state("federated")
+    assert [(c, k) for c in taught for k in taught[c] if np.array_equal(taught[c][k], received[c][k])] == []
+    assert equal(taught, manual.state("federated"))
+
+
+def test_the_student_trains_under_a_frozen_teacher(
+    mini_model: Make, mini_examples: Make, mini_config: Make, randomise: Make
+) -> None:
+    """P steps of the federated set alone, then P of the personal one alone: neither phase touches the other's set."""
+    config = mini_config(distillation={"steps": 3, "learning_rate": 1e-2})
+    model = mini_model("colour", "ask")
+    randomise(model, "federated")
+    data = {name: mini_examples(name).train for name in model.tasks}
+    began = {which: model.state(which) for which in ("federated", "personal")}
+    seen: list[tuple[str, int, Any, Any]] = []
+
+    def snapshot(phase: str, step: int, steps: int) -> None:
+        assert steps == 3
+        seen.append((phase, step, model.state("federated"), model.state("personal")))
+
+    distil(model, data, config, "a device", make_accelerator(CPU, 1), snapshot)
+    assert [(phase, step) for phase, step, *_ in seen] == [(p, s) for p in ("teacher", "student") for s in (1, 2, 3)]
+    teacher = seen[2][2]
+    assert all(equal(personal, began["personal"]) for _, _, _, personal in seen[:3])
+    assert not equal(teacher, began["federated"]) and not equal(seen[-1][3], began["personal"])
+    assert all(equal(federated, teacher) for _, _, federated, _ in seen[3:])
+    assert equal(model.state("federated"), teacher) and equal(model.state("personal"), seen[-1][3])
+    assert all(parameter.grad is None for parameter in model.trainable("federated").values())
+
+
+@pytest.mark.parametrize("task", ["colour", "letters", "redraw", "ask"])
+def test_the_teacher_draws_no_dropout_and_the_student_goes_on_training(
+    mini_model: Make, mini_examples: Make, mini_config: Make, randomise: Make, task: str
+) -> None:
+    config = mini_config(distillation={"temperature": 2.0})
+    model = mini_model(task, lora={"dropout": 0.3})
+    randomise(model, "federated")
+    batch = model.preprocessor.batch(model.tasks[task], mini_examples(task).train[:4])
+    model.train()
+    student = model(batch, "personal").detach().requires_grad_(True)
+    extra = teaching(model, config, make_accelerator(CPU, 1))
+    values, noisy = [], []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        values.append(extra(batch, student))
+        assert all(module.training for module in model.modules())
+        torch.manual_seed(seed)
+        noisy.append(model(batch, "federated"))
+    assert not torch.equal(noisy[0], noisy[1])  # dropout would have been seen
+    assert torch.equal(values[0], values[1]) and values[0].shape == (4,)
+    with torch.no_grad():
+        taught = model.eval()(batch, "federated")
+    beta = config.distillation.beta.of(batch.task.kind)
+    assert torch.equal(values[0], beta * divergences(student, taught, batch, 2.0))
+    values[0].sum().backward()  # the gradient is the student's; none reaches the teacher
+    assert student.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.trainable("federated").values())
