@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from small_federation import TABLES, Site
+from small_federation import TABLES, Oracle, Site
 
 
 @pytest.fixture(scope="session")
@@ -26,10 +26,11 @@ def make_site(
 
 
 @pytest.fixture(scope="session")
-def oracle(make_site: Callable[[], Site]) -> Any:
+def oracle(make_site: Callable[[], Site]) -> Oracle:
     """The same federation in one process, by `tap simulate`'s own function."""
     from deploy.federations import simulate_federation  # brings torch
 
     site = make_site()
-    _, result = simulate_federation(site.federation, site.devices)
-    return result
+    rounds: list[dict[str, Any]] = []
+    _, result = simulate_federation(site.federation, site.devices, lambda _, outcomes: rounds.append(dict(outcomes)))
+    return Oracle(result, rounds)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ TABLES: dict[str, Any] = {
     "distillation": {"steps": 4},
 }
 LIMIT = 300.0
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """A simulation: its result, and for each round the outcome of every device that took part."""
+
+    result: Any
+    rounds: Sequence[Mapping[str, Any]]
 
 
 class Site:

@@ -1,16 +1,21 @@
 """What users get wrong, through the real commands: one line that says what to do, and nothing half-written."""
 
+import contextlib
 import shutil
+import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from small_federation import Site, command
+from small_federation import LIMIT, Site, command, free_port
 from typer.testing import CliRunner
 
 from deploy.cli import app as tap
 from edge_client.cli import app as client
+
+Damage = Callable[[Site], tuple[str, ...]]
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +28,37 @@ def pristine(make_site: Callable[[], Site]) -> Site:
 @pytest.fixture
 def site(pristine: Site, tmp_path: Path) -> Site:
     """A copy of the files, to spoil."""
+    return copied(pristine, tmp_path / "site")
+
+
+@pytest.fixture(scope="module")
+def served(pristine: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A copy of the files, where a coordinator listens on the port that the devices of all copies are told."""
+    site = copied(pristine, tmp_path_factory.mktemp("served") / "site")
+    coordinator = site.serve(site.port)
+    until = time.monotonic() + LIMIT
+    while not listens(site.port):
+        assert coordinator.poll() is None and time.monotonic() < until, site.logs()
+        time.sleep(0.1)
+    yield site
+    assert coordinator.poll() is None, site.logs()  # whatever the devices did, it went on
+    coordinator.terminate()
+    assert coordinator.wait(60) == 0
+
+
+def copied(site: Site, root: Path) -> Site:
     copy = object.__new__(Site)
-    copy.__dict__.update(pristine.__dict__)
-    copy.root = Path(shutil.copytree(pristine.root, tmp_path / "site"))
+    copy.__dict__.update(site.__dict__)
+    copy.root = Path(shutil.copytree(site.root, root))
     copy.federation, copy.devices = copy.root / "federation.toml", copy.root / "devices"
     copy.directory = copy.root / "federation"
     return copy
+
+
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 def complaint(app: object, *arguments: object, code: int) -> str:
@@ -45,8 +75,16 @@ def spoil(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def simulate(site: Site) -> str:
-    return complaint(tap, "simulate", site.federation, "--devices", site.devices, code=2)
+def refused(site: Site, device: str) -> str:
+    """Join a served site; the one line on standard error. The device's own state is as if it had never tried."""
+    join = command("edge_client.cli", "join", site.devices / device / "client.toml")
+    done = subprocess.run(join, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and done.stdout == ""
+    for name in ("state/current.json", "rounds.jsonl", "export", "results.json"):
+        assert not (site.state_dir(device) / name).exists(), name
+    return line
 
 
 def test_an_unknown_key_in_federation_toml(site: Site) -> None:
@@ -64,27 +102,48 @@ def test_an_unknown_key_in_client_toml(site: Site) -> None:
     assert not (site.devices / "reader" / "state").exists()
 
 
-def test_a_missing_data_file(site: Site) -> None:
+def no_data_file(site: Site) -> tuple[str, ...]:
     (site.devices / "reader" / "letters_train.csv").unlink()
-    assert "letters_train.csv" in simulate(site)
+    return "letters_train.csv: no such file or folder; ", "path"
 
 
-def test_a_wrong_column_name(site: Site) -> None:
+def a_wrong_column(site: Site) -> tuple[str, ...]:
     spoil(site.devices / "reader" / "client.toml", 'text = "words"', 'text = "wrods"')
-    said = simulate(site)
-    assert "'wrods'" in said and "words" in said.replace("wrods", "")
+    return "'wrods'", "words"
 
 
-def test_a_class_that_is_not_in_the_federation(site: Site) -> None:
+def a_foreign_class(site: Site) -> tuple[str, ...]:
     spoil(site.devices / "reader" / "letters_train.csv", ",high", ",hihg")
-    said = simulate(site)
-    assert "'hihg'" in said and "high" in said.replace("hihg", "") and "letters_train.csv" in said
+    return "letters_train.csv", "'hihg'", "did you mean 'high'?", "its classes are low, high"
 
 
-def test_an_image_file_that_is_no_image(site: Site) -> None:
+def a_file_that_is_no_image(site: Site) -> tuple[str, ...]:
     spoiled = next((site.devices / "painter" / "colour_train").rglob("*.png"))
     spoiled.write_text("not an image")
-    assert spoiled.name in simulate(site)
+    return (str(spoiled),)
+
+
+BAD_DATA = {"reader": (no_data_file, a_wrong_column, a_foreign_class), "painter": (a_file_that_is_no_image,)}
+"""By device, what can be wrong with its data. Each spoils a site and returns what the error line must say."""
+
+bad_data = pytest.mark.parametrize(
+    ("device", "damage"), [(device, damage) for device, damages in BAD_DATA.items() for damage in damages]
+)
+
+
+@bad_data
+def test_bad_data_in_a_simulation(site: Site, device: str, damage: Damage) -> None:
+    expected = damage(site)
+    said = complaint(tap, "simulate", site.federation, "--devices", site.devices, code=2)
+    assert all(part in said for part in expected), said
+    assert not (site.devices / device / "state" / "state").exists()
+
+
+@bad_data
+def test_bad_data_of_a_device_that_joins(served: Site, site: Site, device: str, damage: Damage) -> None:
+    expected = damage(site)
+    said = refused(site, device)
+    assert all(part in said for part in expected), said
 
 
 def test_a_model_directory_without_weights(site: Site) -> None:
@@ -103,26 +162,16 @@ def test_a_directory_that_is_taken(site: Site) -> None:
 
 
 def test_an_unreachable_coordinator(site: Site) -> None:
+    port = free_port()
+    spoil(site.devices / "reader" / "client.toml", f"127.0.0.1:{site.port}", f"127.0.0.1:{port}")
     said = complaint(client, "join", site.devices / "reader" / "client.toml", "--no-wait", code=1)
-    assert f"127.0.0.1:{site.port}" in said
-
-
-@pytest.fixture
-def served(pristine: Site) -> Iterator[Site]:
-    coordinator = pristine.serve(pristine.port)
-    yield pristine
-    coordinator.terminate()
-    assert coordinator.wait(60) == 0
+    assert f"127.0.0.1:{port}" in said
 
 
 def test_a_wrong_token_and_a_token_of_another_device(served: Site, site: Site) -> None:
-    """Joined for real; the coordinator goes on to serve."""
-    home = site.devices / "reader"
-    (home / "token").write_text("wrong")
-    first = subprocess.run(command("edge_client.cli", "join", home / "client.toml"), capture_output=True, text=True)
-    assert first.returncode != 0 and "tap-coordinator enroll" in first.stderr
-    shutil.copy(site.devices / "asker" / "token", home / "token")
-    second = subprocess.run(command("edge_client.cli", "join", home / "client.toml"), capture_output=True, text=True)
-    assert second.returncode != 0 and "belongs to device 'asker', not to 'reader'" in second.stderr
-    for done in (first, second):
-        assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
+    token = site.devices / "reader" / "token"
+    token.write_text("wrong")
+    said = refused(site, "reader")
+    assert "have the operator run 'tap-coordinator enroll'" in said and str(token) in said
+    shutil.copy(site.devices / "asker" / "token", token)
+    assert "belongs to device 'asker', not to 'reader'" in refused(site, "reader")

@@ -4,9 +4,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from typing import Any
 
-from small_federation import LIMIT, Site, check_equal
+from small_federation import LIMIT, Oracle, Site, check_equal
 
 DEATHS = {
     "coordinator": (
@@ -22,7 +21,7 @@ DEATHS = {
 """The points of `dying.py` at which each process is killed, one after the other; the last life of each is whole."""
 
 
-def test_killed_clients_and_a_killed_coordinator_change_no_bit(make_site: Callable[[], Site], oracle: Any) -> None:
+def test_killed_clients_and_a_killed_coordinator_change_no_bit(make_site: Callable[[], Site], oracle: Oracle) -> None:
     site = make_site()
     site.prepare()
     deaths = {name: list(points) for name, points in DEATHS.items()}
@@ -45,4 +44,4 @@ def test_killed_clients_and_a_killed_coordinator_change_no_bit(make_site: Callab
                 del processes[name]
         time.sleep(0.05)
     assert lives == {name: len(points) + 1 for name, points in DEATHS.items()}, site.logs()
-    check_equal(site, oracle)
+    check_equal(site, oracle.result)
