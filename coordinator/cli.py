@@ -193,7 +193,8 @@ def status(directory: Directory, database: Database = None, as_json: AsJson = Fa
         typer.echo(f"paused: {facts['paused']}")
     for name, device in facts["devices"].items():
         progress = f"{device['phase']} {device['step']}/{device['steps']}" if device["phase"] else ""
-        typer.echo(f"  {name:<24} {'connected' if device['connected'] else 'away':<10} {progress}")
+        state = "connected" if device["connected"] else "done" if name in facts["done"] else "away"
+        typer.echo(f"  {name:<24} {state:<10} {progress}")
 
 
 def _live(paths: StatePaths) -> dict[str, Any] | None:

@@ -65,11 +65,14 @@ def init_federation(path: Path, directory: Path) -> FederationManifest:
 
 
 def find_devices(directory: Path, federation: Path) -> list[Path]:
-    """The client.toml files of a directory: its own *.toml but ``federation``, and client.toml in each sub-directory.
+    """The devices' settings in a directory: client.toml in each sub-directory, its own *.toml that have a device_id.
 
     Raises UsageError if there is none.
     """
-    found = sorted([*directory.glob("*.toml"), *directory.glob("*/client.toml")])
+    own = [
+        path for path in directory.glob("*.toml") if "device_id" in path.read_text(encoding="utf-8", errors="replace")
+    ]
+    found = sorted([*own, *directory.glob("*/client.toml")])
     found = [path for path in found if path.resolve() != federation.resolve()]
     if not found:
         raise UsageError(f"{directory} holds no device; put NAME.toml or NAME/client.toml files there")

@@ -121,6 +121,7 @@ class Agent:
         finally:
             with contextlib.suppress(OSError):
                 await self._worker.drop()
+                self._worker.show(**({"phase": "done"} if self._worker.finished else {}))
                 self._write_progress()
 
     @property
@@ -331,8 +332,8 @@ class Agent:
         """n_{i,r}, at most what this connection's hello announced: data may have been removed since the training."""
         assert self._worker.trainer is not None
         tasks = self._settings.tasks_named(self._config.tasks)
-        announced = examples_per_component(tasks, self._worker.trainer.examples)
-        return {name: min(count, announced[name]) for name, count in pending.examples.items()}
+        now = examples_per_component(tasks, self._worker.trainer.examples)
+        return {name: min(count, now[name]) for name, count in pending.examples.items()}
 
     def _send_wanted(self, connection: Connection, want: Want) -> None:
         state = self._worker.state

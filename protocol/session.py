@@ -59,17 +59,10 @@ Event: TypeAlias = AnyMessage | BlobReceived
 """What `receive` returns: every message but Chunk, and BlobReceived."""
 
 
-USUAL_CHUNK = CHUNK // 4
-"""What one chunk carries unless the caller wishes otherwise: pings wait behind it, and a transfer that was cut goes on
-at the last whole one, so over a slow link smaller is better. Larger ones save nothing that can be measured."""
-
-
 class Session:
     """One end of one connection (see the module's text)."""
 
-    def __init__(
-        self, role: Role, *, partial: dict[str, Incoming] | None = None, chunk_size: int = USUAL_CHUNK
-    ) -> None:
+    def __init__(self, role: Role, *, partial: dict[str, Incoming] | None = None, chunk_size: int = CHUNK) -> None:
         """Start in `opening`.
 
         `partial` holds transfers that an earlier connection to the same peer left unfinished, by digest. The session

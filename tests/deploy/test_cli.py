@@ -142,6 +142,14 @@ def test_settings_that_lie_among_the_devices_are_no_device(federation, tmp_path,
     assert result.exit_code == 0 and set(json.loads(result.stdout)["devices"]) == set(DEVICES)
 
 
+def test_other_toml_files_beside_a_device_are_no_device(federation, tmp_path, monkeypatch):
+    monkeypatch.setattr("deploy.federations.simulate", _nothing_to_do)
+    home = tmp_path / "devices" / "reader"
+    (home / "pyproject.toml").write_text('[build-system]\nrequires = ["hatchling"]\n')
+    result = run("simulate", federation, "--devices", home, "--json")
+    assert result.exit_code == 0 and set(json.loads(result.stdout)["devices"]) == {"reader"}
+
+
 def test_a_directory_without_a_device_is_one_line(federation, tmp_path):
     for directory in (tmp_path, tmp_path / "absent", tmp_path / "devices" / "reader" / "letters_train.csv"):
         said = complaint("simulate", federation, "--devices", directory)

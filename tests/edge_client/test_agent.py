@@ -1,6 +1,5 @@
 import asyncio
 import errno
-import functools
 import json
 import os
 import signal
@@ -15,7 +14,6 @@ from edge_client import connection
 from edge_client.journal import read_rounds
 from edge_client.private_store import PrivateStore
 from protocol.messages import Refuse
-from protocol.session import Session
 from tap_core.errors import TapError, UsageError
 
 
@@ -91,7 +89,7 @@ CUTS = [
 @pytest.mark.parametrize("cuts", [*([cut] for cut in CUTS), CUTS, ["chunk in"] * 6, ["hello"] * 6])
 def test_a_cut_at_any_moment_changes_nothing(coordinator, client_toml, device_process, monkeypatch, cuts):
     """Every round is trained once and counted once, with the same bytes as without the cut."""
-    monkeypatch.setattr(connection, "Session", functools.partial(Session, chunk_size=64))
+    monkeypatch.setattr(connection, "UPLOAD_CHUNK", 64)
     expected = expected_updates(device_process, coordinator.blobs, 3)
     coordinator.cuts = list(cuts)
     trainer, lines = run(coordinator, client_toml, device_process)
