@@ -1,5 +1,6 @@
 """What the store keeps, and what it refuses; the schema of a new database is the one of the tables."""
 
+import sqlite3
 import threading
 
 import pytest
@@ -73,6 +74,20 @@ def test_several_processes_may_open_a_new_database_at_once(url):
     for thread in threads:
         thread.join()
     assert errors == []
+
+
+def test_an_opening_waits_while_another_process_sets_up_the_file(tmp_path):
+    """SQLite answers at once, whatever the timeout, when two connections turn a new file to the write-ahead log."""
+    first = sqlite3.connect(tmp_path / "c.db", isolation_level=None, check_same_thread=False)
+    first.execute("CREATE TABLE other (x)")
+    first.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(0.5, first.close)
+    release.start()
+    engine = connect(f"sqlite:///{tmp_path}/c.db")
+    with engine.connect() as db:
+        assert db.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
+    release.join()
+    engine.dispose()
 
 
 def test_commits_are_durable_and_logged_ahead(store):
