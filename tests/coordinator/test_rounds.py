@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.events import (
@@ -231,7 +231,6 @@ EVENTS = st.one_of(
     quorum=st.integers(1, 2),
     members=st.integers(1, 4),
 )
-@settings(deadline=None)
 def test_whatever_happens_rounds_go_up_by_one_and_every_attempt_ends_once(script, quorum, members):
     rounds = machine(total=3, min_updates=quorum, min_devices=members)
     now, opened, ended, committed = 0.0, [], [], []

@@ -150,7 +150,7 @@ each_message = pytest.mark.parametrize("cls", MESSAGE_CLASSES, ids=lambda cls: c
 
 
 @each_message
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_decode_undoes_encode(cls, data):
     message = data.draw(MESSAGES[cls])
@@ -161,7 +161,7 @@ def test_decode_undoes_encode(cls, data):
 
 
 @each_message
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_every_message_in_every_state_gives_a_legal_state_or_a_protocol_error(cls, data):
     message = data.draw(MESSAGES[cls])
@@ -225,7 +225,7 @@ plausible = st.builds(
 any_bytes = st.binary(max_size=300) | damaged_messages() | plausible
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(data=any_bytes)
 def test_any_bytes_are_a_message_or_the_peers_error(data):
     try:
@@ -237,7 +237,7 @@ def test_any_bytes_are_a_message_or_the_peers_error(data):
         assert type(message) in MESSAGE_CLASSES and decode(encode(message)) == message
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(data=any_bytes)
 def test_any_bytes_in_any_state_give_events_or_the_peers_error(data):
     for role in get_args(Role):

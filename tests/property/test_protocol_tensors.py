@@ -39,7 +39,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 @each_dtype
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_decode_undoes_encode_bit_for_bit(dtype, data):
     sent = data.draw(components(dtype))
@@ -53,7 +53,7 @@ def test_decode_undoes_encode_bit_for_bit(dtype, data):
 
 
 @each_dtype
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_other_shapes_or_dtypes_than_the_registrys_are_refused(dtype, data):
     sent = data.draw(components(dtype))
@@ -108,7 +108,7 @@ any_bytes = (
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(data=any_bytes)
 def test_any_bytes_are_the_announced_tensors_or_the_peers_error(data):
     try:
@@ -121,7 +121,7 @@ def test_any_bytes_are_the_announced_tensors_or_the_peers_error(data):
         assert all(np.isfinite(array).all() for array in received.tensors.values())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=any_bytes, shape=st.sampled_from([(), (2,), (10**6,), (10**9, 10**9)]))
 def test_any_bytes_against_any_registry(data, shape):
     with pytest.raises(RemoteProtocolError):

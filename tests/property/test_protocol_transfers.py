@@ -192,7 +192,7 @@ def test_a_connection_cut_at_every_byte_delivers_the_same():
 blobs = st.lists(st.binary(min_size=1, max_size=120), min_size=1, max_size=3, unique=True).map(tuple)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     old_blobs=blobs,
     new_blobs=blobs,
@@ -314,7 +314,7 @@ another update/coordinator receives/accept/finish/device receives/device receive
 actions = st.sampled_from(sorted(set(ACTIONS) - RARE)) | st.sampled_from(sorted(ACTIONS))
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(start=st.integers(0, len(SCRIPT)), steps=st.lists(actions, max_size=120))
 def test_two_correct_peers_never_accuse_each_other_however_messages_cross(start, steps):
     walk = Walk()

@@ -5,7 +5,7 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tap_core.aggregation import aggregate
@@ -51,7 +51,6 @@ def test_small_terms_survive_because_the_sum_is_in_float64():
     order=st.randoms(use_true_random=False),
     dtype=st.sampled_from(DTYPES),
 )
-@settings(deadline=None)
 def test_order_of_arrival_does_not_change_a_bit(values, order, dtype):
     random = np.random.default_rng(len(values))
     updates = {
