@@ -36,7 +36,8 @@ class Membership:
 
 
 def check_hello(hello: Hello, device: str, manifest: FederationManifest) -> Membership:
-    """The membership of ``device``, the one that the token belongs to. Raises Unacceptable."""
+    """The membership of ``device``, the one that the token belongs to; an empty one if it names no task and so only
+    looks at the settings. Raises Unacceptable."""
     config = manifest.config
     if hello.device != device:
         raise Unacceptable(
@@ -68,8 +69,6 @@ def check_hello(hello: Hello, device: str, manifest: FederationManifest) -> Memb
 
 
 def _known_tasks(named: Mapping[str, int], known: Mapping[str, TaskConfig]) -> list[TaskConfig]:
-    if not named:
-        raise Unacceptable("no_tasks", "the device has no task", "add a [tasks.NAME] table to client.toml")
     for name, count in sorted(named.items()):
         if name not in known:
             raise Unacceptable(

@@ -129,7 +129,7 @@ class Conversation:
     # hello
 
     async def _greet(self) -> bool:
-        """Hello and welcome; False if the device was refused."""
+        """Hello and welcome; False if that was all: the device was refused, or only looks at the settings."""
         data = await asyncio.wait_for(self.peer.receive(), HELLO_SECONDS)
         hello = await self._take(data)
         if not isinstance(hello, Hello):
@@ -144,6 +144,10 @@ class Conversation:
             await self._send(Refuse(code=error.code, why=error.why[:1024], fix=error.fix[:1024]))
             await self.peer.close(1008, error.code)
             return False
+        if not self.membership.tasks:  # another connection of the device, which may be training, goes on undisturbed
+            await self._welcome()
+            await self.peer.close(1000, "no member")
+            return False
         older, self.link.conversation = self.link.conversation, self
         if older is not None:
             self._log.warning("a newer connection of the device replaces the older")
@@ -151,12 +155,15 @@ class Conversation:
             self._background(older.end("replaced", 1008))
         else:
             self.federation.metrics.connected.inc()
-        settings = self.federation.manifest.config.model_dump_json()
-        await self._send(Welcome(session=secrets.token_hex(8), settings=settings, owned=self.membership.owned))
+        await self._welcome()
         self._log.info("connected", address=self.peer.address, tasks=self.membership.tasks)
         self.wake.set()
         await self.federation.join(self.link.device, self.membership)
         return True
+
+    async def _welcome(self) -> None:
+        settings = self.federation.manifest.config.model_dump_json()
+        await self._send(Welcome(session=secrets.token_hex(8), settings=settings, owned=self.membership.owned))
 
     # what the device hears
 

@@ -13,12 +13,12 @@ again until the coordinator has moved on; a round is never trained twice once it
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from edge_client.config import ClientConfig
 from edge_client.connection import Connection, open_connection, read_token
+from edge_client.greeting import greet, sent_away
 from edge_client.journal import Progress, read_settings
 from edge_client.outages import Backoff, Disconnected, Outages
 from edge_client.private_store import PendingUpdate, StateError
@@ -31,20 +31,16 @@ from protocol.messages import (
     Fetch,
     Finish,
     Heartbeat,
-    Hello,
-    Refuse,
     Rejected,
     Train,
     Update,
     Want,
-    Welcome,
 )
 from protocol.session import BlobReceived, Event
 from protocol.transfer import Incoming
 from tap_core.components import examples_per_component
-from tap_core.config import FederationConfig, validate
-from tap_core.errors import TapError, UsageError
-from tap_core.manifest import SCHEMA_VERSION
+from tap_core.config import FederationConfig
+from tap_core.errors import TapError
 
 HEARTBEAT_SECONDS = 5.0
 
@@ -163,40 +159,23 @@ class Agent:
                 await asyncio.wait({self._worker.task}, timeout=min(left, TICK_SECONDS))
                 self._worker.collect()
 
-    async def _join(self, connection: Connection, examples: Mapping[str, int]) -> FederationConfig:
-        """Hello and its answer. Returns the federation's settings; raises TapError if the device is refused."""
-        hello = Hello(
-            device=self._config.device_id,
-            federation=self._config.federation,
-            tasks=dict(examples),
-            foundation=self._foundation,
-            schema_version=SCHEMA_VERSION,
-        )
-        await connection.send(hello)
-        while True:
-            for event in await connection.receive():
-                match event:
-                    case Welcome():
-                        self._outages.end()
-                        return parse_settings(event.settings)
-                    case Refuse():
-                        raise UsageError(f"the coordinator refuses this device: {event.why}; {event.fix}")
-                    case Bye():
-                        raise self._sent_away(event)
-
     async def _learn_settings(self, connection: Connection) -> None:
-        """First contact: the examples can be counted only when the settings say how they are split, so say one each."""
-        self._adopt(await self._join(connection, dict.fromkeys(sorted(self._config.tasks), 1)))
+        """First contact: only the settings say how the data is read and split, and so how much there is to train on."""
+        self._adopt(await self._greet(connection, {}))
+
+    async def _greet(self, connection: Connection, examples: Mapping[str, int]) -> FederationConfig:
+        federation = await greet(connection, self._config, self._foundation, examples)
+        self._outages.end()
+        return federation
 
     def _adopt(self, federation: FederationConfig) -> None:
-        federation.tasks_named(self._config.tasks)
         self._journal.write_settings(federation)
         self._federation = federation
 
     async def _serve(self, connection: Connection) -> None:
         """One connection's talk; returns when the federation is over for this device."""
         assert self._worker.trainer is not None
-        federation = await self._join(connection, self._worker.trainer.examples)
+        federation = await self._greet(connection, self._worker.trainer.examples)
         if federation != self._federation:
             self._adopt(federation)
             raise _SettingsChanged
@@ -244,22 +223,8 @@ class Agent:
             case Bye():
                 if self._done_said and event.code == "done":
                     return True
-                raise self._sent_away(event)
+                raise sent_away(event, self._config)
         return False
-
-    def _sent_away(self, bye: Bye) -> Exception:
-        """What a bye means: most say that the service stops, so that this device waits for it."""
-        if bye.code == "replaced":
-            return TapError(
-                f"another process has joined as {self._config.device_id!r}; stop one of the two, or give this one a "
-                "device_id and a token of its own"
-            )
-        if bye.code == "revoked":
-            return UsageError(
-                f"the operator has revoked {self._config.device_id!r}; ask for a new token and put it into "
-                f"{self._config.token_file}"
-            )
-        return Disconnected(f"bye: {bye.code}", reached=True)
 
     async def _beat(self, connection: Connection) -> None:
         """A heartbeat while something is asked of this device, so that the operator sees it is alive and how far."""
@@ -339,12 +304,3 @@ class Agent:
         state = self._worker.state
         assert state is not None and state.pending is not None  # the session lets only offered blobs be wanted
         connection.send_blob(want.digest, state.pending.blobs[want.digest], want.offset)
-
-
-def parse_settings(text: str) -> FederationConfig:
-    """The federation's settings from the coordinator's welcome. Raises TapError if they are not understood."""
-    try:
-        values = json.loads(text)
-    except ValueError:
-        raise TapError("the coordinator's settings are not JSON; use the same version of tap-edge on both") from None
-    return validate(values, FederationConfig, source="the coordinator's settings")

@@ -35,11 +35,11 @@ JSON = typer.Option("--json", help="Print one JSON document.")
 def doctor(config: Annotated[Path, CONFIG], as_json: Annotated[bool, JSON] = False) -> None:
     """Check settings, data, token, foundation, machine and coordinator; say what to do about what is wrong."""
     from edge_client.config import load_client_config
-    from edge_client.doctor import findings, reach
+    from edge_client.doctor import findings
 
     settings = load_client_config(config)
     found = []
-    for finding in (*findings(settings), asyncio.run(reach(settings))):
+    for finding in findings(settings):
         found.append(finding)
         if not as_json:
             typer.echo(f"{'ok  ' if finding.ok else 'fail'} {finding.what}: {finding.detail}")

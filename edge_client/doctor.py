@@ -1,9 +1,10 @@
 """Whether this device is ready to join: one finding for each thing that could stop it, and what to do about it.
 
-It looks and reports; it changes nothing except that unpacked data stays in the state directory for `join` to use. It
-does not say hello to the coordinator: a device that is in the middle of a round is not disturbed.
+It looks and reports; it changes nothing except that unpacked data stays in the state directory for `join` to use. To
+the coordinator it says a hello without tasks: a device that is in the middle of a round is not disturbed.
 """
 
+import asyncio
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ from pathlib import Path
 from edge_client.config import ClientConfig, TaskDataConfig
 from edge_client.connection import Traffic, open_connection, read_token
 from edge_client.files import make_private_directory
+from edge_client.greeting import greet
 from edge_client.journal import read_settings
 from edge_client.outages import Disconnected
+from tap_core.config import FederationConfig
 from tap_core.errors import TapError, UsageError
+from tap_core.foundation_files import foundation_digest
 
 FREE_DISK_MB = 200
 """Least free disk that the state directory needs."""
@@ -37,23 +41,30 @@ def findings(config: ClientConfig) -> Iterator[Finding]:
     yield _state_directory(config)
     yield _memory(config)
     yield _torch(config)
-    yield _foundation(config)
-    yield from _data(config)
+    foundation, digest = _foundation(config)
+    yield foundation
+    coordinator, federation = asyncio.run(_reach(config, digest))
+    yield coordinator
+    yield from _data(config, federation)
 
 
-async def reach(config: ClientConfig) -> Finding:
-    """Whether the coordinator answers and takes the token: the handshake of a WebSocket, and nothing after it."""
+async def _reach(config: ClientConfig, foundation: str | None) -> tuple[Finding, FederationConfig | None]:
+    """Whether the coordinator answers, takes the token, and knows this federation and these tasks; its settings."""
+    federation, taken = None, "answers and takes the token"
     try:
         token = read_token(config.token_file)
         async with open_connection(
             config.coordinator, token, token_file=config.token_file, partial={}, traffic=Traffic()
-        ):
-            return Finding("coordinator", True, f"{config.coordinator} answers and takes the token")
+        ) as connection:
+            if foundation is not None:
+                federation = await greet(connection, config, foundation, {})
+                taken = f"{taken}, and has the device's foundation and tasks"
+            return Finding("coordinator", True, f"{config.coordinator} {taken}"), federation
     except Disconnected as error:
         fix = "check that it runs and that 'coordinator' names its address and port"
-        return Finding("coordinator", False, f"cannot reach {config.coordinator} ({error.reason}); {fix}")
+        return Finding("coordinator", False, f"cannot reach {config.coordinator} ({error.reason}); {fix}"), None
     except TapError as error:
-        return Finding("coordinator", False, str(error))
+        return Finding("coordinator", False, str(error)), None
 
 
 def free_memory_mb() -> int:
@@ -127,20 +138,21 @@ def _torch(config: ClientConfig) -> Finding:
     return Finding("torch", True, f"{torch.__version__}, trains on {where} in {config.runtime.precision}")
 
 
-def _foundation(config: ClientConfig) -> Finding:
-    from tap_core.foundation_files import foundation_digest
-
+def _foundation(config: ClientConfig) -> tuple[Finding, str | None]:
+    """The finding, and the digest if there is one."""
     try:
-        return Finding("foundation", True, f"{config.foundation}, digest {foundation_digest(config.foundation)[:12]}")
+        digest = foundation_digest(config.foundation)
     except TapError as error:
-        return Finding("foundation", False, str(error))
+        return Finding("foundation", False, str(error)), None
+    return Finding("foundation", True, f"{config.foundation}, digest {digest[:12]}"), digest
 
 
-def _data(config: ClientConfig) -> Iterator[Finding]:
+def _data(config: ClientConfig, federation: FederationConfig | None) -> Iterator[Finding]:
+    """``federation``: the settings, if the coordinator just told them; otherwise those of an earlier time count."""
     from edge_client.datasets import CACHE_DIRECTORY, load_task
 
     try:
-        federation = read_settings(config.state_dir)
+        federation = federation or read_settings(config.state_dir)
     except TapError as error:
         yield Finding("data", False, str(error))
         return
@@ -150,7 +162,11 @@ def _data(config: ClientConfig) -> Iterator[Finding]:
         if absent := _absent(source):
             yield Finding(what, False, absent)
         elif federation is None:
-            yield Finding(what, True, f"{_shown(given) or source.dataset}; read in full after the first contact")
+            yield Finding(
+                what,
+                True,
+                f"{_shown(given) or source.dataset}; read in full when the coordinator has told its settings",
+            )
         else:
             try:
                 (task,) = federation.tasks_named([name])

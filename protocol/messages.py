@@ -93,7 +93,9 @@ class Hello(_Part):
     device: Name = Field(description="The device's name; must be the one that the token was given to.")
     federation: Name = Field(description="The federation's name.")
     tasks: dict[Name, Examples] = Field(
-        min_length=1, max_length=MAX_TASKS, description="The manifest: n training examples by task."
+        max_length=MAX_TASKS,
+        description="The manifest: n training examples by task. Empty: the device only looks at the settings; it gets "
+        "its welcome, does not become a member, and the connection is closed.",
     )
     foundation: Digest = Field(description="Digest of the frozen weights that the device holds.")
     schema_version: Round = Field(description="Version of component names, shapes and meanings that the device has.")

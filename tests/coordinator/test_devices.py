@@ -12,6 +12,7 @@ from protocol.codec import decode, encode
 from protocol.messages import CHUNK, SUBPROTOCOL, Chunk, ComponentRef, Done, Fetch, Heartbeat
 from protocol.tensors import DTYPES, ComponentTensors, decode_tensors, digest_of, encode_tensors
 from tap_core.aggregation import aggregate
+from tap_core.config import FederationConfig
 
 IMAGES, TEXTS, BOTH = {"kinds": 10}, {"senses": 30}, {"kinds": 4, "captions": 8}
 
@@ -277,6 +278,34 @@ def test_a_second_connection_replaces_the_first_and_the_round_goes_on(federation
             farewell = first[1].receive(await first[0].recv())
             assert farewell[0].code == "replaced"
             await service.until(lambda: service.plane.status()["one"]["connected"] is False)
+
+    asyncio.run(main())
+
+
+def test_a_hello_without_tasks_looks_at_the_settings_and_touches_nothing(federation, enroll, running):
+    """Neither the rounds, which would count on the device, nor its other connection, which may be training."""
+    directory, manifest = federation(total=1, clients_per_round=1, min_devices=1)
+    device, other = (enroll(directory, manifest, name, IMAGES) for name in ("one", "two"))
+
+    async def main():
+        async with running(directory, manifest) as service:
+            welcome = await other.connect(service.url, other.hello(tasks={}))
+            assert (welcome.type, welcome.owned) == ("welcome", ())
+            assert FederationConfig.model_validate_json(welcome.settings) == manifest.config
+            await other.socket.wait_closed()
+            assert other.socket.close_code == 1000
+            assert service.federation.machine.members == set() and service.federation.machine.current is None
+            assert all(row.joined_at is None for row in service.store.registry.all())
+            assert (await device.connect(service.url)).type == "welcome"
+            train = await device.hear()
+            held, device.socket, session = device.socket, None, device.session
+            assert (await device.connect(service.url, device.hello(tasks={}))).type == "welcome"
+            await device.socket.wait_closed()
+            device.socket, device.session = held, session
+            answer = await device.report(train.round, device.train(0, await device.fetch(train.components)))
+            assert answer.type == "accepted"
+            wrong = await other.connect(service.url, other.hello(tasks={}, federation="another"))
+            assert (wrong.type, wrong.code) == ("refuse", "wrong_federation")
 
     asyncio.run(main())
 

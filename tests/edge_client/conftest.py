@@ -186,7 +186,10 @@ class FakeCoordinator:
                         if self.refuse is not None:
                             await say(self.refuse)
                             return
-                        await say(Welcome(session="s1", settings=self.settings, owned=tuple(sorted(self.blobs))))
+                        owned = tuple(sorted(self.blobs)) if event.tasks else ()
+                        await say(Welcome(session="s1", settings=self.settings, owned=owned))
+                        if not event.tasks:
+                            return
                         if self.goodbyes:
                             await say(Bye(code=self.goodbyes.pop(0)))
                             return

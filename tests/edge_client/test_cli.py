@@ -16,6 +16,7 @@ from edge_client import inference
 from edge_client.cli import app
 from edge_client.journal import Journal, Progress
 from edge_client.private_store import PersonalTensors, PrivateStore, StoredState
+from protocol.messages import Refuse
 
 COMMANDS = ("doctor", "join", "status", "export", "predict")
 
@@ -202,7 +203,28 @@ def test_doctor_of_a_device_that_is_ready(coordinator, joined, client_toml, foun
     assert result.exit_code == 0 and facts["ok"], facts
     details = {finding["what"]: finding["detail"] for finding in facts["findings"]}
     assert re.fullmatch(r"\d+ training and \d+ test examples", details["data of topic"])
-    assert coordinator.hellos == []
+    assert details["coordinator"].endswith("has the device's foundation and tasks")
+    assert [hello.tasks for hello in coordinator.hellos] == [{}]  # it only looks
+
+
+def test_doctor_reads_the_data_of_a_device_that_never_joined(coordinator, client_toml, foundation, tmp_path):
+    with in_a_thread(coordinator) as address:
+        path = client_toml(address)
+        (tmp_path / "topics.csv").write_text("text,target\na,art\nb,arts\n")
+        result = run("doctor", path)
+    assert result.exit_code == 1
+    assert "fail data of topic" in result.output and "class 'arts' is not a class of task 'topic'" in result.output
+    assert not (tmp_path / "state" / "settings.json").exists()
+
+
+def test_doctor_says_what_the_coordinator_refuses(coordinator, client_toml, foundation):
+    coordinator.refuse = Refuse(code="wrong_federation", why="this coordinator serves 'other'", fix="correct it")
+    with in_a_thread(coordinator) as address:
+        result = run("doctor", client_toml(address))
+    assert result.exit_code == 1
+    assert "fail coordinator: the coordinator refuses this device: this coordinator serves 'other'; correct it\n" in (
+        result.output
+    )
 
 
 def test_memory_that_is_not_free_is_said_before_anything_is_loaded(client_toml):

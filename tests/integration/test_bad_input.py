@@ -1,6 +1,7 @@
 """What users get wrong, through the real commands: one line that says what to do, and nothing half-written."""
 
 import contextlib
+import json
 import shutil
 import socket
 import subprocess
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from small_federation import LIMIT, Site, command, free_port
+from small_federation import DEVICES, LIMIT, Site, command, free_port
 from typer.testing import CliRunner
 
 from deploy.cli import app as tap
@@ -141,9 +142,12 @@ def test_bad_data_in_a_simulation(site: Site, device: str, damage: Damage) -> No
 
 @bad_data
 def test_bad_data_of_a_device_that_joins(served: Site, site: Site, device: str, damage: Damage) -> None:
+    """It does not become a member: no round waits for it."""
     expected = damage(site)
     said = refused(site, device)
     assert all(part in said for part in expected), said
+    enrolled = json.loads(served.run("coordinator.cli", "devices", served.directory, "--json"))
+    assert {row["device"]: row["state"] for row in enrolled} == dict.fromkeys(DEVICES, "enrolled")
 
 
 def test_a_model_directory_without_weights(site: Site) -> None:

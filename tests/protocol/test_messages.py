@@ -79,7 +79,7 @@ def test_a_message_cannot_be_changed():
         (Update, {"round": 1, "examples": {"decoder/x": 5}, "components": (ref(version=0),)}),
         (Update, {"round": 0, "examples": {"decoder/y": 5}, "components": (ref(),)}),
         (Update, {"round": 0, "examples": {"decoder/x": 0}, "components": (ref(),)}),
-        (Hello, {"device": "d", "federation": "f", "tasks": {}, "foundation": A, "schema_version": 1}),
+        (Hello, {"device": "d", "federation": "f", "tasks": {"t": 0}, "foundation": A, "schema_version": 1}),
         (Hello, {"device": "../d", "federation": "f", "tasks": {"t": 1}, "foundation": A, "schema_version": 1}),
         (Welcome, {"session": "s", "settings": "ü" * (MAX_SETTINGS // 2 + 1), "owned": ()}),
         (Welcome, {"session": "s", "settings": "\ud800", "owned": ()}),

@@ -1,0 +1,68 @@
+"""The first words of a connection: the device's hello, the coordinator's answer, and what a bye means.
+
+It knows three messages; what happens before and after them is the agent's business.
+"""
+
+import json
+from collections.abc import Mapping
+
+from edge_client.config import ClientConfig
+from edge_client.connection import Connection
+from edge_client.outages import Disconnected
+from protocol.messages import Bye, Hello, Refuse, Welcome
+from tap_core.config import FederationConfig, validate
+from tap_core.errors import TapError, UsageError
+from tap_core.manifest import SCHEMA_VERSION
+
+
+async def greet(
+    connection: Connection, config: ClientConfig, foundation: str, examples: Mapping[str, int]
+) -> FederationConfig:
+    """Say hello and return the federation's settings.
+
+    ``foundation``: its digest. ``examples``: training examples of each of the device's tasks; with them it becomes a
+    member, which may be asked to train. Empty: it looks at the settings, nothing else, and the coordinator closes the
+    connection. Raises UsageError if the device is refused, and what `sent_away` returns if it is sent away.
+    """
+    hello = Hello(
+        device=config.device_id,
+        federation=config.federation,
+        tasks=dict(examples),
+        foundation=foundation,
+        schema_version=SCHEMA_VERSION,
+    )
+    await connection.send(hello)
+    while True:
+        for event in await connection.receive():
+            match event:
+                case Welcome():
+                    federation = parse_settings(event.settings)
+                    federation.tasks_named(config.tasks)
+                    return federation
+                case Refuse():
+                    raise UsageError(f"the coordinator refuses this device: {event.why}; {event.fix}")
+                case Bye():
+                    raise sent_away(event, config)
+
+
+def sent_away(bye: Bye, config: ClientConfig) -> Exception:
+    """What a bye means: most say that the service stops, so that this device waits for it."""
+    if bye.code == "replaced":
+        return TapError(
+            f"another process has joined as {config.device_id!r}; stop one of the two, or give this one a "
+            "device_id and a token of its own"
+        )
+    if bye.code == "revoked":
+        return UsageError(
+            f"the operator has revoked {config.device_id!r}; ask for a new token and put it into {config.token_file}"
+        )
+    return Disconnected(f"bye: {bye.code}", reached=True)
+
+
+def parse_settings(text: str) -> FederationConfig:
+    """The federation's settings from the coordinator's welcome. Raises TapError if they are not understood."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        raise TapError("the coordinator's settings are not JSON; use the same version of tap-edge on both") from None
+    return validate(values, FederationConfig, source="the coordinator's settings")
