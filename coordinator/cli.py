@@ -27,20 +27,14 @@ from coordinator.lock import is_locked
 from coordinator.registry import Device
 from coordinator.standing import recorded
 from coordinator.store import Store
-from tap_core.command_line import one_line_errors, working
+from tap_core.command_line import make_app, one_line_errors, working
 from tap_core.config import NAME_PATTERN
 from tap_core.errors import TapError, UsageError
 from tap_core.manifest import load_manifest
 
 STOP_SECONDS = 30.0
 
-app = typer.Typer(
-    name="tap-coordinator",
-    help="Serve a federation of devices, and look after it.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = make_app("Serve a federation of devices, and look after it.")
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Federation directory, made by tap init.")]
 Database = Annotated[str | None, typer.Option(help=str(ServiceSettings.model_fields["database"].description))]

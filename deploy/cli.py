@@ -10,14 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tap_core.command_line import one_line_errors, working
+from tap_core.command_line import make_app, one_line_errors, working
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="TAP, Two-Stage Adaptive Personalization: make federations, simulate them, run the demo.",
-)
+app = make_app("TAP, Two-Stage Adaptive Personalization: make federations, simulate them, run the demo.")
 OUT = typer.Option("--out", help="Directory to create.")
 JSON = typer.Option("--json", help="Print one JSON document instead of a table.")
 

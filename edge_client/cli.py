@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tap_core.command_line import one_line_errors, working
+from tap_core.command_line import make_app, one_line_errors, working
 from tap_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,12 +20,7 @@ if TYPE_CHECKING:
     from edge_client.journal import Progress
     from edge_client.trainer import LocalTrainer
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="A device of a federation: check it, join, see how it goes, and use the personal models.",
-)
+app = make_app("A device of a federation: check it, join, see how it goes, and use the personal models.")
 CONFIG = typer.Argument(help="The device's settings (client.toml).", show_default=False)
 JSON = typer.Option("--json", help="Print one JSON document.")
 

@@ -3,7 +3,8 @@
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import ParamSpec, TypeVar
+from importlib.metadata import version
+from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -12,6 +13,23 @@ from tap_core.errors import TapError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tap-edge {version('tap-edge')}")
+        raise typer.Exit
+
+
+def make_app(about: str) -> typer.Typer:
+    """A program of several commands, to be added with ``@app.command()``. It knows ``--version``."""
+    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=about)
+    option = typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+
+    @app.callback()
+    def program(version: Annotated[bool, option] = False) -> None: ...
+
+    return app
 
 
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:

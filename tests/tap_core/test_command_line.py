@@ -1,11 +1,15 @@
-"""How a command ends when something is wrong."""
+"""How a command ends when something is wrong, and what every program knows."""
 
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from coordinator.cli import app as tap_coordinator
+from deploy.cli import app as tap
+from edge_client.cli import app as tap_client
 from tap_core.command_line import one_line_errors
 from tap_core.errors import TapError, UsageError
 
@@ -46,3 +50,9 @@ def test_a_mistake_of_ours_is_not_hidden(tmp_path: Path) -> None:
 
     with pytest.raises(KeyError):
         command()
+
+
+@pytest.mark.parametrize("program", [tap, tap_coordinator, tap_client])
+def test_every_program_tells_its_version(program: typer.Typer) -> None:
+    result = CliRunner().invoke(program, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"tap-edge {version('tap-edge')}\n")
