@@ -72,7 +72,7 @@ class Children:
         """Start ``python -m module arguments`` in the background; what it prints goes to its log."""
         log = self.logs / f"{name}.log"
         command = [sys.executable, "-m", module, *map(str, arguments)]
-        with log.open("ab") as file:
+        with log.open("ab") as file, _signals_wait():  # between the start and the entry nobody would end it
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -81,7 +81,7 @@ class Children:
                 env=child_environment(),
                 start_new_session=True,  # Ctrl-C comes to the demo alone, which then ends them in order
             )
-        self._children[name] = Child(name, process, log)
+            self._children[name] = Child(name, process, log)
         return self._children[name]
 
     def running(self) -> list[str]:
@@ -134,6 +134,23 @@ def termination_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """SIGINT and SIGTERM take effect at the end of the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for late in came:
+        signal.raise_signal(late)
 
 
 def _memory(process: psutil.Process) -> int:

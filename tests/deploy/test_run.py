@@ -13,7 +13,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from deploy.demo.processes import ChildFailed, Children, child_environment
+from deploy.demo.processes import ChildFailed, Children, child_environment, termination_interrupts
 from deploy.demo.run import FEDERATION, run_demo
 from deploy.demo.shards import DeviceTask
 from tap_core.errors import TapError, UsageError
@@ -184,6 +184,23 @@ def test_the_failure_names_the_error_line_of_the_log(tmp_path, monkeypatch):
         with pytest.raises(ChildFailed, match="worker failed with exit code 2: no such thing; mend it") as caught:
             children.running()
     assert caught.value.tail == "before\nerror: no such thing; mend it"
+
+
+def test_a_signal_that_comes_while_a_process_starts_leaves_none(tmp_path, monkeypatch):
+    (tmp_path / "sleeper.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    started = []
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            started.append(self)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("deploy.demo.processes.subprocess.Popen", Popen)
+    with pytest.raises(KeyboardInterrupt), termination_interrupts(), Children(tmp_path / "logs") as children:
+        children.start("sleeper", "sleeper", [])
+    assert [process.poll() for process in started] == [-signal.SIGTERM]
 
 
 def test_children_do_not_inherit_settings(monkeypatch):
