@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CODE := protocol tap_core coordinator edge_client deploy
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 LINTED := $(CODE) tests $(wildcard benchmarks)
 
 export HF_HUB_OFFLINE := 1
@@ -18,10 +19,10 @@ demo: $(STAMP) ## Run a whole federation of five devices on this machine; result
 	$(BIN)/tap demo --out demo-out
 
 test: $(STAMP) ## Run all tests.
-	$(BIN)/pytest
+	$(PYTEST)
 
 check: $(STAMP) lint types imports ## Format, lint, types, import contracts, and all tests with coverage.
-	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered
 
 bench: $(STAMP) ## Measure the overhead of a round beside a bare WebSocket echo.
 	$(BIN)/python benchmarks/round_overhead.py

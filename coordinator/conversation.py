@@ -130,8 +130,7 @@ class Conversation:
 
     async def _greet(self) -> bool:
         """Hello and welcome; False if that was all: the device was refused, or only looks at the settings."""
-        data = await asyncio.wait_for(self.peer.receive(), HELLO_SECONDS)
-        hello = await self._take(data)
+        hello = await self._take(await asyncio.wait_for(self.peer.receive(), HELLO_SECONDS))
         if not isinstance(hello, Hello):
             raise RemoteProtocolError("the first message must be a hello")
         try:
@@ -144,26 +143,26 @@ class Conversation:
             await self._send(Refuse(code=error.code, why=error.why[:1024], fix=error.fix[:1024]))
             await self.peer.close(1008, error.code)
             return False
-        if not self.membership.tasks:  # another connection of the device, which may be training, goes on undisturbed
-            await self._welcome()
+        if is_member := bool(self.membership.tasks):  # else its other connection, which may be training, goes on
+            self._replace_older()
+        settings = self.federation.manifest.config.model_dump_json()
+        await self._send(Welcome(session=secrets.token_hex(8), settings=settings, owned=self.membership.owned))
+        if not is_member:
             await self.peer.close(1000, "no member")
             return False
-        older, self.link.conversation = self.link.conversation, self
-        if older is not None:
-            self._log.warning("a newer connection of the device replaces the older")
-            older._over = True
-            self._background(older.end("replaced", 1008))
-        else:
-            self.federation.metrics.connected.inc()
-        await self._welcome()
         self._log.info("connected", address=self.peer.address, tasks=self.membership.tasks)
         self.wake.set()
         await self.federation.join(self.link.device, self.membership)
         return True
 
-    async def _welcome(self) -> None:
-        settings = self.federation.manifest.config.model_dump_json()
-        await self._send(Welcome(session=secrets.token_hex(8), settings=settings, owned=self.membership.owned))
+    def _replace_older(self) -> None:
+        older, self.link.conversation = self.link.conversation, self
+        if older is None:
+            self.federation.metrics.connected.inc()
+            return
+        self._log.warning("a newer connection of the device replaces the older")
+        older._over = True
+        self._background(older.end("replaced", 1008))
 
     # what the device hears
 
@@ -251,9 +250,7 @@ class Conversation:
         if self.federation.has_update(self.link.device, update.round):
             await self._answer(Accepted(round=update.round))
         elif not self.federation.awaits(self.link.device, update.round):
-            await self._reject(
-                update.round, Unacceptable("late", f"round {update.round} is over or goes on without it")
-            )
+            await self._reject(update.round, Unacceptable("late", "the round is over or goes on without it"))
         else:
             try:
                 self._upload = Upload(update, self.membership, self.federation)
@@ -271,8 +268,7 @@ class Conversation:
         upload = self._upload
         if upload is None or not upload.complete:
             return
-        self._upload = None
-        number = upload.update.round
+        self._upload, number = None, upload.update.round
         try:
             await upload.settle()
         except Unacceptable as error:

@@ -1,7 +1,9 @@
 """A small federation on disk and as processes: three devices with all four task kinds, a coordinator, real sockets."""
 
+import contextlib
 import csv
 import json
+import secrets
 import signal
 import socket
 import subprocess
@@ -112,9 +114,12 @@ def command(module: str, *arguments: object) -> list[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port where nothing listens. It stays free: the kernel gives outgoing connections none below 32768."""
+    while True:
+        port = 16384 + secrets.randbelow(16384)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def write_data(home: Path, task: str, data: Any) -> str:
