@@ -104,20 +104,18 @@ class Agent:
             while True:
                 await self._worker.prepare(self._settings)
                 try:
-                    await self._stay_connected(self._serve)
+                    return await self._stay_connected(self._serve)
                 except _SettingsChanged:
                     self._say("the operator changed the federation's settings; loading them")
                     await self._worker.drop()
-                else:
-                    self._worker.show(phase="done")
-                    return
         except OSError as error:
             where = error.filename or self._config.state_dir
             raise TapError(f"cannot write {where}: {error.strerror}; mend that and run the command again") from None
         finally:
             with contextlib.suppress(OSError):
                 await self._worker.drop()
-                self._worker.show(**({"phase": "done"} if self._worker.finished else {}))
+                if self._worker.finished:
+                    self._worker.show(phase="done")
                 self._write_progress()
 
     @property

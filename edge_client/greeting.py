@@ -1,6 +1,7 @@
 """The first words of a connection: the device's hello, the coordinator's answer, and what a bye means.
 
-It knows three messages; what happens before and after them is the agent's business.
+It knows hello, welcome, refuse and bye. It knows no work, no data and no socket: those are the agent's and the
+connection's business.
 """
 
 import json

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("protocol", "tap_core", "coordinator", "edge_client", "deploy")
 TRAINING_LIBRARIES = {"torch", "transformers", "peft", "accelerate", "datasets", "onnx", "onnxruntime"}
 MOST_LINES = 300
-ALLOWED_LINES = {"edge_client/agent.py": 350, "edge_client/tables.py": 350}  # one idea each, a little longer
+ALLOWED_LINES = {"edge_client/agent.py": 310, "edge_client/tables.py": 350}  # one idea each, a little longer
 TORCH_FREE_CORE = (
     "tap_core.command_line",
     "tap_core.foundation_files",
