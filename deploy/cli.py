@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from tap_core.command_line import make_app, one_line_errors, working
 
@@ -81,7 +81,8 @@ def demo(out: Annotated[Path, OUT] = Path("demo-out")) -> None:
 
 def results_table(devices: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
     """A row per device and task: floor, federated, stage 1 and personal on the test split."""
-    table = Table("device", "task", "metric", "floor", "federated", "stage 1", "personal")
+    whole = [Column(header, overflow="fold") for header in ("device", "task")]  # a name is wrapped, never cut
+    table = Table(*whole, "metric", "floor", "federated", "stage 1", "personal", box=None)
     for device, tasks in devices.items():
         for name, task in tasks.items():
             metric = f"{task['metric']} {'↑' if task['higher_is_better'] else '↓'}"

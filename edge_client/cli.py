@@ -234,7 +234,10 @@ def _progress_bar() -> Any:
 
 def _print_status(progress: dict[str, Any], rounds: list[dict[str, Any]], results: dict[str, Any] | None) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
+
+    def by_task(*headers: str) -> Table:
+        return Table(Column("task", overflow="fold"), *headers, box=None)  # a name is wrapped, never cut
 
     step = f", step {progress['step']} of {progress['steps']}" if progress["steps"] else ""
     typer.echo(
@@ -242,7 +245,7 @@ def _print_status(progress: dict[str, Any], rounds: list[dict[str, Any]], result
         f"sent {progress['bytes_sent'] / 1e6:.1f} MB, received {progress['bytes_received'] / 1e6:.1f} MB"
     )
     if rounds:
-        table = Table("task", "last round", "loss federated", "loss personal", "replaced")
+        table = by_task("last round", "loss federated", "loss personal", "replaced")
         last = rounds[-1]
         for name, loss in sorted(last["federated_loss"].items()):
             times = sum(bool(report["replaced"].get(name)) for report in rounds)
@@ -257,7 +260,7 @@ def _print_status(progress: dict[str, Any], rounds: list[dict[str, Any]], result
     if results is not None and not results["tasks"]:
         typer.echo("no test examples, so nothing was measured; give the tasks a 'test' or a larger 'test_fraction'")
     elif results is not None:
-        table = Table("task", "metric", "floor", "federated", "stage 1", "personal", "test examples")
+        table = by_task("metric", "floor", "federated", "stage 1", "personal", "test examples")
         for name, result in sorted(results["tasks"].items()):
             values = [f"{result[key]:.3f}" for key in ("floor", "federated", "stage1", "personal")]
             table.add_row(

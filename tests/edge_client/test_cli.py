@@ -80,9 +80,12 @@ def test_status_before_and_after(client_toml, joined, tmp_path):
         "kind": "text_classification", "metric": "accuracy", "higher_is_better": True, "n_test": 9,
         "floor": 0.3, "federated": 0.5, "stage1": 0.6, "personal": 0.7,
     }  # fmt: skip
-    Journal(tmp_path / "state", "kitchen").write_results(("decoder/topic",), {"topic": task}, {})
+    long = "the_topic_of_a_ticket_" * 3
+    Journal(tmp_path / "state", "kitchen").write_results(("decoder/topic",), {"topic": task, long: task}, {})
     output = run("status", joined).output
     assert "accuracy ↑" in output and "0.700" in output
+    cells = [line.split()[0] for line in output.splitlines() if line.strip()]
+    assert long in "".join(cells) and max(map(len, output.splitlines()[1:])) <= 80  # wrapped, not cut
     fresh = client_toml("ws://h:1").read_text().replace('"state"', '"other"')
     (tmp_path / "fresh.toml").write_text(fresh)
     assert "has not joined yet; run: tap-client join" in run("status", tmp_path / "fresh.toml").output
