@@ -24,11 +24,12 @@ BUSY_SECONDS = 30
 LOCK_SECONDS = 5.0
 """How long a coordinator that starts waits for the lock of one that was killed: PostgreSQL may notice that late."""
 
-NEWEST = "0001"
+NEWEST = "0002"
 """The last step in `migrations/`. A database that has it is opened without loading Alembic, which takes a third of a
 second; a test holds the two together."""
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
+_ONLY_READS = "tap_only_reads"
 _LOCK = 0x7461702D65646765  # any fixed number; "tap-edge" in ASCII
 
 
@@ -36,7 +37,8 @@ def connect(url: str) -> Engine:
     """An engine for a database URL, with the schema up to date.
 
     SQLite: write-ahead log, every commit fsynced (an acknowledged update must survive a power cut), and transactions
-    take the write lock when they begin, so that two processes wait for each other instead of failing.
+    take the write lock when they begin, so that two processes wait for each other instead of failing; those of
+    `reading` take none.
     Raises UsageError if the URL is malformed, its driver is missing or the database cannot be reached.
     """
     try:
@@ -73,7 +75,15 @@ def _tune_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_immediately(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    only_reads = connection.get_execution_options().get(_ONLY_READS, False)
+    connection.exec_driver_sql("BEGIN" if only_reads else "BEGIN IMMEDIATE")
+
+
+@contextlib.contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A transaction that only reads: it neither waits for a writer nor keeps one waiting (SQLite)."""
+    with engine.connect().execution_options(**{_ONLY_READS: True}) as connection, connection.begin():
+        yield connection
 
 
 def _with_driver(url: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Engine, Row, func, insert, select, update
 
+from coordinator.database import reading
 from coordinator.schema import devices
 from tap_core.errors import UsageError
 
@@ -42,7 +43,8 @@ class Registry:
         with self._engine.begin() as db:
             known = db.execute(select(devices).where(*self._device(device))).one_or_none()
             if known is None:
-                values = {"federation": self._federation, "name": device, "token_sha256": token_sha256, "away": 0}
+                values: dict[str, Any] = {"federation": self._federation, "name": device, "token_sha256": token_sha256}
+                values |= {"away": 0, "missed": 0, "strikes": 0}
                 db.execute(insert(devices).values(**values, enrolled_at=at))
             elif known.revoked_at is None and not renew:
                 raise UsageError(f"device {device!r} is enrolled already; use --renew to replace its token")
@@ -59,7 +61,7 @@ class Registry:
 
     def all(self) -> list[Device]:
         """Every device ever enrolled, revoked ones included, sorted by name."""
-        with self._engine.begin() as db:
+        with reading(self._engine) as db:
             rows = db.execute(select(devices).where(devices.c.federation == self._federation).order_by(devices.c.name))
             return [_device_of(row) for row in rows]
 
@@ -69,7 +71,7 @@ class Registry:
 
     def device_of_token(self, token_sha256: str) -> Device | None:
         """The device with this token; None if there is none or it is revoked."""
-        with self._engine.begin() as db:
+        with reading(self._engine) as db:
             where = (devices.c.federation == self._federation, devices.c.token_sha256 == token_sha256)
             row = db.execute(select(devices).where(*where, devices.c.revoked_at.is_(None))).one_or_none()
             return _device_of(row) if row else None

@@ -3,7 +3,7 @@
 It knows columns and keys; what they mean in the course of a federation is `store.py`'s matter.
 """
 
-from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKeyConstraint, Integer, MetaData, String, Table
+from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKeyConstraint, Integer, MetaData, String, Table, Text
 
 metadata = MetaData()
 
@@ -15,6 +15,7 @@ federations = Table(
     Column("created_at", Float, nullable=False),
     Column("paused", String(500), doc="Why it is paused; NULL while it runs."),
     Column("stop_requested", Integer, nullable=False, default=0),
+    Column("identity", String(64), doc="The same as in the state directory: the two belong together."),
 )
 
 devices = Table(
@@ -30,6 +31,14 @@ devices = Table(
     Column("owned", JSON, doc="Names of the components it owns."),
     Column("away", Integer, nullable=False, default=0, doc="1: missed a deadline and has not come back."),
     Column("done_at", Float, doc="When it had ended stage 2."),
+    Column("token_expires_at", Float, doc="NULL: never."),
+    Column("code_sha256", String(64), doc="Of the enrolment code that a device may exchange for a token."),
+    Column("code_expires_at", Float),
+    Column("code_used_at", Float, doc="When the code was exchanged."),
+    Column("allowed_tasks", JSON, doc="Tasks that the device may name; NULL: all."),
+    Column("max_examples", BigInteger, doc="Most training examples of one task that it may claim."),
+    Column("missed", Integer, nullable=False, default=0, doc="Deadlines missed in a row."),
+    Column("strikes", Integer, nullable=False, default=0, doc="Updates rejected since the last one accepted."),
 )
 
 rounds = Table(
@@ -66,6 +75,7 @@ update_components = Table(
     Column("digest", String(64), nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("examples", BigInteger, nullable=False),
+    Column("norm", Float, doc="Norm of its difference from the version that it was trained from."),
     ForeignKeyConstraint(["federation", "round", "device"], ["updates.federation", "updates.round", "updates.device"]),
 )
 
@@ -78,4 +88,30 @@ component_versions = Table(
     Column("digest", String(64), nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("contributors", Integer, nullable=False, doc="Devices that it is the mean of."),
+    Column("norm", Float, doc="Median of its contributors' update norms; NULL for version 0."),
+    Column("withdrawn_at", Float, doc="When a rollback or a repair took it back; NULL while it counts."),
+)
+
+operators = Table(
+    "operators",
+    metadata,
+    Column("federation", String(64), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("token_sha256", String(64), nullable=False, unique=True),
+    Column("role", String(16), nullable=False, doc="read or write."),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, doc="NULL: never."),
+    Column("revoked_at", Float),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("federation", String(64), nullable=False, index=True),
+    Column("at", Float, nullable=False),
+    Column("actor", String(200), nullable=False, doc="Who: an operator, a user of the host, a device or the service."),
+    Column("act", String(64), nullable=False),
+    Column("subject", String(200), nullable=False, doc="A device, a component, an operator; may be empty."),
+    Column("detail", Text, nullable=False),
 )

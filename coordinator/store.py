@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, update
 
+from coordinator.database import reading
 from coordinator.registry import Registry
 from coordinator.rounds import History
 from coordinator.schema import component_versions, devices, federations, rounds, update_components, updates
@@ -20,11 +21,12 @@ from tap_core.errors import UsageError
 
 @dataclass(frozen=True)
 class Contribution:
-    """One component of an accepted update: where its bytes are, and n_{i,r}."""
+    """One component of an accepted update: where its bytes are, n_{i,r}, and the norm of its change if measured."""
 
     digest: str
     size: int
     examples: int
+    norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Version:
     digest: str
     size: int
     contributors: int = 0
+    norm: float | None = None
+    """Median of its contributors' update norms."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Store:
 
     def control(self) -> tuple[str | None, bool]:
         """(why the federation is paused or None, whether the service shall stop): what the operator asked for."""
-        with self.engine.begin() as db:
+        with reading(self.engine) as db:
             row = self._federation(db)
             return row.paused, bool(row.stop_requested)
 
@@ -149,9 +153,9 @@ class Store:
         table = update_components
         where = (table.c.federation == self.federation, table.c.round == number)
         found: dict[str, dict[str, Contribution]] = {}
-        with self.engine.begin() as db:
+        with reading(self.engine) as db:
             for row in db.execute(select(table).where(*where).order_by(table.c.device, table.c.component)):
-                given = Contribution(row.digest, row.size, row.examples)
+                given = Contribution(row.digest, row.size, row.examples, row.norm)
                 found.setdefault(row.device, {})[row.component] = given
         return found
 
@@ -159,16 +163,16 @@ class Store:
         """The attempts, oldest first; the last ``last`` of them if given."""
         order = (rounds.c.round.desc(), rounds.c.attempt.desc())
         query = select(rounds).where(rounds.c.federation == self.federation).order_by(*order).limit(last)
-        with self.engine.begin() as db:
+        with reading(self.engine) as db:
             return [_attempt_of(row) for row in reversed(db.execute(query).all())]
 
     def versions(self) -> dict[str, Version]:
         """The current version of every component."""
         table = component_versions
         query = select(table).where(table.c.federation == self.federation).order_by(table.c.component, table.c.version)
-        with self.engine.begin() as db:
+        with reading(self.engine) as db:
             rows = db.execute(query).all()
-        return {row.component: Version(row.version, row.digest, row.size, row.contributors) for row in rows}
+        return {row.component: Version(row.version, row.digest, row.size, row.contributors, row.norm) for row in rows}
 
     def referenced(self, number: int) -> set[str]:
         """Digests that must be kept: two versions of every component (a slow device may still be fetching the older),
@@ -181,7 +185,7 @@ class Store:
         )
         pending = select(given.c.digest).where(given.c.federation == self.federation, given.c.round >= number)
         keep: dict[str, list[str]] = {}
-        with self.engine.begin() as db:
+        with reading(self.engine) as db:
             for component, digest in db.execute(latest):
                 keep.setdefault(component, []).append(digest)
             kept = {digest for digests in keep.values() for digest in digests[:2]}
@@ -189,7 +193,7 @@ class Store:
 
     def history(self) -> History:
         """Where the federation stands, for `Rounds.restore`."""
-        with self.engine.begin() as db:
+        with reading(self.engine) as db:
             mine = rounds.c.federation == self.federation
             committed = db.execute(
                 select(func.max(rounds.c.round)).where(mine, rounds.c.status == "committed")

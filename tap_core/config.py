@@ -86,8 +86,14 @@ class ModelConfig(Settings):
     image_decoder_width: int = Field(default=128, ge=8, description="Channels of the first transposed convolution.")
 
 
+UPDATE_NORM_PATTERN = r"^(none|(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?x?)$"
+
+Aggregation = Literal["mean", "trimmed_mean", "median"]
+"""How the updates of a component become its next version."""
+
+
 class RoundsConfig(Settings):
-    """How rounds are made up and when they close."""
+    """How rounds are made up, when they close, and which updates count."""
 
     total: int = Field(default=200, ge=1, description="T, the number of rounds.")
     clients_per_round: int = Field(default=2, ge=1, description="Devices sampled for each round.")
@@ -99,6 +105,23 @@ class RoundsConfig(Settings):
         default=3600, gt=0, le=1e8, description="Seconds after which a round closes without the missing."
     )
     min_cohort: int = Field(default=1, ge=1, description="Owners that must report before a component is updated.")
+    aggregation: Aggregation = Field(
+        default="mean", description="mean (weighted by examples), trimmed_mean or median (each device counts the same)."
+    )
+    trim: float = Field(
+        default=0.2, gt=0, lt=0.5, description="Share of the updates that trimmed_mean leaves out at either end."
+    )
+    max_update_norm: Annotated[str, Field(pattern=UPDATE_NORM_PATTERN)] = Field(
+        default="10x",
+        description="Largest norm of a component's update: a number, or a factor (as in '10x') of the running median "
+        "of those accepted; 'none' for no limit.",
+    )
+    max_strikes: int = Field(
+        default=3, ge=1, description="Rejected updates, none accepted between, after which a device is sampled no more."
+    )
+    keep_versions: int = Field(
+        default=10, ge=2, le=10_000, description="Versions of each component that are kept, for repair and rollback."
+    )
 
     @model_validator(mode="after")
     def _quorum_can_be_met(self) -> "RoundsConfig":
@@ -106,6 +129,8 @@ class RoundsConfig(Settings):
             raise ValueError("'min_updates' exceeds 'clients_per_round', so no round could ever succeed")
         if self.min_cohort > self.clients_per_round:
             raise ValueError("'min_cohort' exceeds 'clients_per_round', so no component could ever be updated")
+        if self.aggregation != "mean" and self.clients_per_round < 3:
+            raise ValueError(f"'aggregation' {self.aggregation!r} needs 'clients_per_round' of 3 or more")
         return self
 
 

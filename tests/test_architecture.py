@@ -11,8 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("protocol", "tap_core", "coordinator", "edge_client", "deploy")
 TRAINING_LIBRARIES = {"torch", "transformers", "peft", "accelerate", "datasets", "onnx", "onnxruntime"}
-MOST_LINES = 300
-ALLOWED_LINES = {"edge_client/agent.py": 310, "edge_client/tables.py": 350}  # one idea each, a little longer
+MOST_LINES = 450  # a hint that a module may hold two ideas, no law
 TORCH_FREE_CORE = (
     "tap_core.command_line",
     "tap_core.foundation_files",
@@ -71,7 +70,7 @@ def test_modules_stay_small_and_say_what_they_know(package):
     too_long, mute = [], []
     for path in sorted((ROOT / package).rglob("*.py")):
         name, text = path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
-        if len(text.splitlines()) > ALLOWED_LINES.get(name, MOST_LINES):
+        if len(text.splitlines()) > MOST_LINES:
             too_long.append(f"{name} has {len(text.splitlines())} lines")
         if path.name != "__init__.py" and not text.startswith(('"""', "#!")):
             mute.append(name)
