@@ -26,6 +26,7 @@ from coordinator.metrics import Metrics
 from coordinator.operator import OperatorPlane, make_app
 from coordinator.store import Store
 from tap_core.errors import TapError
+from tap_core.files import replace_private
 from tap_core.manifest import load_manifest
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -94,7 +95,7 @@ async def _serve(federation: Federation, settings: ServiceSettings, paths: State
             "http_host": settings.http_host,
             "http_port": http_port,
         }
-        _write(paths.addresses, json.dumps(addresses))
+        replace_private(paths.addresses, json.dumps(addresses).encode(), durable=False)
         log.info("serving", **addresses)
         events = [stopped, federation.stopping] + ([federation.ended] if exit_when_done else [])
         await _first(events)
@@ -123,9 +124,3 @@ async def _first(events: list[asyncio.Event]) -> None:
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

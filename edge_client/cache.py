@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from edge_client.files import make_private_directory, replace_private
+from tap_core.files import make_private_directory, replace_private
 
 _SUFFIX = ".safetensors"
 

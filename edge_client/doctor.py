@@ -13,12 +13,12 @@ from pathlib import Path
 
 from edge_client.config import ClientConfig, TaskDataConfig
 from edge_client.connection import Traffic, open_connection, read_token
-from edge_client.files import make_private_directory
 from edge_client.greeting import greet
 from edge_client.journal import read_settings
 from edge_client.outages import Disconnected
 from tap_core.config import FederationConfig
 from tap_core.errors import TapError, UsageError
+from tap_core.files import make_private_directory
 from tap_core.foundation_files import foundation_digest
 
 FREE_DISK_MB = 200

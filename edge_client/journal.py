@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from edge_client.connection import Traffic
-from edge_client.files import append_private, make_private_directory, replace_private
 from tap_core.config import FederationConfig, validate
 from tap_core.errors import UsageError
+from tap_core.files import append_private, make_private_directory, replace_private
 
 PROGRESS, ROUNDS, RESULTS, SETTINGS = "progress.json", "rounds.jsonl", "results.json", "settings.json"
 EXPORTS = "export"

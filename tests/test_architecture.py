@@ -18,6 +18,7 @@ TORCH_FREE_CORE = (
     "tap_core.components",
     "tap_core.config",
     "tap_core.errors",
+    "tap_core.files",
     "tap_core.sampling",
     "tap_core.manifest",
     "tap_core.aggregation",
