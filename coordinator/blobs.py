@@ -1,8 +1,15 @@
 """Content-addressed bytes in a directory: one file per blob, named by its sha256.
 
-A blob is *staged* (written in `incoming/` and fsynced) and then *sealed*: renamed into the directory, and the directory
-fsynced. A sealed name means that the bytes survive a power cut; a crash at any point leaves the blob staged, sealed or
-absent, never in part. Blobs that are needed together are staged as they come and sealed together, with one fsync.
+A blob is *staged* by an owner (written to `incoming/OWNER/` and fsynced) and then *sealed*: renamed into the directory,
+and the directory fsynced. A sealed name means that the bytes survive a power cut; a crash at any point leaves the blob
+staged, sealed or absent, never in part: what cannot be written whole is an OSError, and no name appears. What one owner
+stages, drops or never finishes does not touch another's.
+
+Bytes that were stored are not trusted. Every read from the disk is checked against the name; what does not match goes
+to `quarantine/` and is a DamagedBlob, so that it can be neither averaged nor sent. Nothing is deleted but what `drop`
+and `collect` are told to. Bytes that were checked or written a moment ago are kept in memory, a bounded amount of them:
+a round reads most of what it needs from there.
+
 It knows bytes and digests, not what they mean.
 """
 
@@ -12,147 +19,279 @@ import os
 import re
 import secrets
 import threading
+from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import structlog
+
 from tap_core.errors import TapError
 
+KEPT_IN_MEMORY = 32 * 1024 * 1024
+"""Bytes of checked blobs that are kept for the next reader."""
+
+WRITING = ".writing"
+"""The ending of a file that is being written."""
+
+ROUND = ".round"
+"""The owner of what the coordinator itself stages; no device can have this name."""
+
 _DIGEST = re.compile(r"^[0-9a-f]{64}\Z")
+_OWNER = re.compile(r"^\.?[a-z0-9][a-z0-9_-]{0,63}\Z")
 _STAGED_AT_ONCE = 8
+_LARGEST_WRITE = 1 << 30  # Linux writes 2 GiB at most in one call
+
+log = structlog.get_logger("coordinator.blobs")
 
 
 class BlobError(TapError):
-    """A blob is missing or its bytes are not those of its name."""
+    """The bytes of ``digest`` cannot be had."""
+
+    def __init__(self, why: str, digest: str):
+        super().__init__(why)
+        self.digest = digest
+
+
+class MissingBlob(BlobError):
+    """No file has this name."""
+
+
+class DamagedBlob(BlobError):
+    """The file's bytes were not those of its name; it is in quarantine now."""
 
 
 class BlobStore:
     """Blobs in ``directory``, which is made if it is missing. Safe to use from several threads, by one process."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, kept_in_memory: int = KEPT_IN_MEMORY):
         self.directory = directory
         self._incoming = directory / "incoming"
-        self._incoming.mkdir(parents=True, exist_ok=True)
+        self._quarantine = directory / "quarantine"
+        for place in (self._incoming, self._quarantine):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._doomed: set[str] = set()
-        self._lock = threading.Lock()  # of _doomed, and of every step that moves or removes a file
-        self._synced: set[str] = set()  # staged, and the bytes are on the disk
+        self._lock = threading.Lock()  # of what follows, and of every step that moves or removes a sealed file
+        self._known: OrderedDict[str, bytes] = OrderedDict()  # checked, the last used at the end
+        self._known_limit, self._known_size = kept_in_memory, 0
         self.pool = ThreadPoolExecutor(_STAGED_AT_ONCE, thread_name_prefix="blobs")
         """For whoever stages blobs: waiting for the disk must not use up the threads of others."""
 
-    def recover(self) -> None:
-        """After a crash: keep staged blobs that are whole, remove what was half-written, make sealed names durable."""
-        for left in self._incoming.iterdir():
-            if hashlib.sha256(left.read_bytes()).hexdigest() != left.name:
-                left.unlink()
+    def recover(self, referenced: Collection[str]) -> list[str]:
+        """After a start: what is half-written, and every sealed blob that is not ``referenced``, goes to quarantine.
+
+        Staged blobs that are whole stay: their device need not send them again. Returns the names in quarantine that
+        came from this call.
+        """
+        strays = [
+            path
+            for path in sorted(self._incoming.rglob("*"))
+            if path.is_file() and (path.parent == self._incoming or path.suffix == WRITING)
+        ]
+        strays += [self._sealed(digest) for digest in sorted(set(self.digests()) - set(referenced))]
+        moved = [self._set_aside(path) for path in strays]
+        for name in moved:
+            log.warning("set aside", file=name, why="nothing refers to it; see: tap-coordinator verify")
         _fsync(self.directory)
+        return moved
 
     def close(self) -> None:
         self.pool.shutdown()
 
-    def has(self, digest: str) -> bool:
-        """Whether the blob is staged or sealed."""
-        self._check(digest)
-        with self._lock:
-            return digest not in self._doomed and self._find(digest) is not None
+    # in
 
-    def stage(self, digest: str, data: bytes | memoryview) -> None:
+    def has(self, digest: str, owner: str | None = None) -> bool:
+        """Whether the blob is sealed or, with an ``owner``, staged by it."""
+        self._check(digest)
+        if owner is not None and self._staged(owner, digest).exists():
+            return True
+        with self._lock:
+            return digest not in self._doomed and self._sealed(digest).exists()
+
+    def stage(self, owner: str, digest: str, data: bytes) -> None:
         """Write and fsync ``data``, whose sha256 the caller has computed or checked: hashing twice costs a good part of
-        a round. The name is not durable before `seal`."""
+        a round. The name is not durable before `seal`. Raises OSError, and leaves nothing, if not all can be written.
+        """
         self._check(digest)
         with self._lock:
             self._doomed.discard(digest)
-            if self._find(digest) is not None:
+            if self._sealed(digest).exists():
                 return
-        part = self._incoming / f"{digest[:16]}-{secrets.token_hex(8)}.part"
-        with open(part, "wb", buffering=0) as file:
-            file.write(data)
-            os.fsync(file.fileno())
-        with self._lock:
-            if self._sealed(digest).exists():  # another thread was quicker
-                part.unlink()
-                return
-            os.replace(part, self._incoming / digest)
-            self._synced.add(digest)
+        staged = self._staged(owner, digest)
+        if staged.exists():
+            return
+        staged.parent.mkdir(mode=0o700, exist_ok=True)
+        writing = staged.with_name(f"{digest[:16]}-{secrets.token_hex(8)}{WRITING}")
+        try:
+            _write_whole(writing, data, digest)
+            os.replace(writing, staged)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                writing.unlink(missing_ok=True)
+            raise
+        self._remember(digest, data)
 
-    def seal(self, digests: Iterable[str]) -> None:
-        """Make these blobs durable. Raises BlobError if one is neither staged nor sealed."""
-        moved = [digest for digest in sorted(set(digests)) if self._move(digest)]
+    def seal(self, owner: str, digests: Iterable[str]) -> None:
+        """Make these blobs durable. Raises MissingBlob if one is neither staged by ``owner`` nor sealed."""
+        moved = [digest for digest in sorted(set(digests)) if self._move(owner, digest)]
         if moved:
             _fsync(self.directory)
 
-    def _move(self, digest: str) -> bool:
+    def _move(self, owner: str, digest: str) -> bool:
         """Give a staged blob its sealed name; False if it has it already."""
-        staged = self._incoming / digest
+        staged = self._staged(owner, digest)
         with self._lock:
+            self._doomed.discard(digest)
             if self._sealed(digest).exists():
+                staged.unlink(missing_ok=True)
                 return False
-            if not staged.exists():
-                raise self._missing(digest)
-            if digest not in self._synced:  # staged by a process that was killed
-                _fsync(staged)
-            os.replace(staged, self._sealed(digest))
-            self._synced.discard(digest)
+            try:
+                os.replace(staged, self._sealed(digest))
+            except FileNotFoundError:
+                raise self._missing(digest) from None
             return True
 
-    def drop(self, digests: Iterable[str]) -> None:
-        """Remove blobs that are staged; sealed ones stay."""
-        for digest in digests:
-            with self._lock:
-                (self._incoming / digest).unlink(missing_ok=True)
-                self._synced.discard(digest)
+    def drop(self, owner: str, *, keep: Collection[str] = ()) -> None:
+        """Remove what the owner has staged, but for the blobs of ``keep``. Sealed blobs stay."""
+        with contextlib.suppress(FileNotFoundError):
+            for path in self._place(owner).iterdir():
+                if path.suffix != WRITING and path.name.partition(".")[0] not in keep:
+                    path.unlink(missing_ok=True)
 
-    def put(self, digest: str, data: bytes | memoryview) -> None:
+    def drop_all(self) -> None:
+        """Remove what anybody has staged: no round waits for it."""
+        for place in self._incoming.iterdir():
+            if place.is_dir():
+                self.drop(place.name)
+
+    def put(self, digest: str, data: bytes) -> None:
         """Stage and seal one blob."""
-        self.stage(digest, data)
-        self.seal([digest])
+        self.stage(ROUND, digest, data)
+        self.seal(ROUND, [digest])
 
-    def get(self, digest: str, *, verify: bool = False) -> bytes:
-        """The bytes of a blob. Raises BlobError if it is missing or, with ``verify``, damaged."""
+    # out
+
+    def get(self, digest: str, owner: str | None = None) -> bytes:
+        """The bytes of a sealed blob or, with an ``owner``, of one that it staged. What comes from the disk is checked.
+
+        Raises MissingBlob, or DamagedBlob once the file is in quarantine.
+        """
         self._check(digest)
-        for path in (self._sealed(digest), self._incoming / digest, self._sealed(digest)):  # it may move meanwhile
+        with self._lock:
+            known = self._known.get(digest)
+            if known is not None:
+                self._known.move_to_end(digest)
+                return known
+        places = [self._sealed(digest)]
+        if owner is not None:
+            places = [*places, self._staged(owner, digest), *places]  # it may be sealed meanwhile
+        for path in places:
             with contextlib.suppress(FileNotFoundError):
                 data = path.read_bytes()
-                if verify and hashlib.sha256(data).hexdigest() != digest:
-                    raise BlobError(f"{path} is damaged; restore the state directory from a backup")
+                if hashlib.sha256(data).hexdigest() != digest:
+                    self._set_aside(path)
+                    log.error("damaged on the disk; set aside", digest=digest, place=str(self._quarantine))
+                    raise DamagedBlob(f"blob {digest} was damaged on the disk; see: tap-coordinator verify DIR", digest)
+                self._remember(digest, data)
                 return data
         raise self._missing(digest)
 
     def get_some(self, digests: Iterable[str], at_least: int = 2 << 20) -> list[bytes]:
         """The first blobs of ``digests``, as few as hold ``at_least`` bytes together (all, if they hold less)."""
         found: list[bytes] = []
+        size = 0
         for digest in digests:
             found.append(self.get(digest))
-            if sum(map(len, found)) >= at_least:
+            size += len(found[-1])
+            if size >= at_least:
                 break
         return found
 
+    def recall(self, digest: str) -> bytes | None:
+        """The bytes, if they are still in memory; the disk is not asked."""
+        with self._lock:
+            return self._known.get(digest)
+
+    def is_whole(self, digest: str) -> bool:
+        """Whether a sealed file holds the bytes of its name. Reads the disk, moves nothing."""
+        self._check(digest)
+        try:
+            return _digest_of(self._sealed(digest)) == digest
+        except FileNotFoundError:
+            return False
+
+    def replace(self, digest: str, data: bytes) -> None:
+        """Put the right bytes in place of a file that is damaged or missing; what was there goes to quarantine."""
+        self._set_aside(self._sealed(digest))
+        self.put(digest, data)
+
     def digests(self) -> list[str]:
-        """Every blob there is, sorted."""
-        found = [entry.name for place in (self.directory, self._incoming) for entry in os.scandir(place)]
-        return sorted({name for name in found if _DIGEST.match(name)})
+        """Every sealed blob, sorted."""
+        return sorted(entry.name for entry in os.scandir(self.directory) if _DIGEST.match(entry.name))
 
-    def doom(self, keep: Collection[str]) -> None:
-        """Give up every blob that is not in ``keep``: `has` denies it at once, `collect` removes it later.
+    # away
 
-        A blob that is staged again meanwhile is saved. The caller sees to it that none of them gains a reference now.
+    def doom(self, digests: Iterable[str]) -> None:
+        """Give up these blobs: `has` denies them at once, `collect` removes them later.
+
+        One that is staged or sealed again meanwhile is saved. The caller sees to it that none gains a reference now.
         """
         with self._lock:
-            self._doomed |= set(self.digests()) - set(keep)
+            self._doomed |= set(digests)
 
     def collect(self) -> int:
         """Remove the blobs that were given up; returns the bytes freed."""
         freed = 0
         for digest in sorted(self._doomed):
-            waste = self._incoming / f"{digest[:16]}-{secrets.token_hex(8)}.waste"
             with self._lock:
-                path = self._find(digest) if digest in self._doomed else None
-                self._doomed.discard(digest)
-                if path is None:
+                path = self._sealed(digest)
+                if digest not in self._doomed:
                     continue
+                self._doomed.discard(digest)
+                self._forget(digest)
+                if not path.exists():
+                    continue
+                waste = self._incoming / f"{digest[:16]}-{secrets.token_hex(8)}.waste"
                 os.rename(path, waste)
             freed += waste.stat().st_size  # the slow part goes without the lock
             waste.unlink()
         return freed
+
+    def quarantined(self) -> dict[str, int]:
+        """Bytes of each file in quarantine, by name."""
+        return {entry.name: entry.stat().st_size for entry in os.scandir(self._quarantine)}
+
+    def empty_quarantine(self) -> int:
+        """Delete what is in quarantine; returns the bytes freed."""
+        freed = 0
+        for name, size in self.quarantined().items():
+            (self._quarantine / name).unlink()
+            freed += size
+        return freed
+
+    # inside
+
+    def _set_aside(self, path: Path) -> str:
+        """Move a file to quarantine; returns its name there. One that is gone already stays gone."""
+        name = f"{path.name}.{secrets.token_hex(4)}"
+        with self._lock, contextlib.suppress(FileNotFoundError):
+            os.replace(path, self._quarantine / name)
+            self._forget(path.name)
+        return name
+
+    def _remember(self, digest: str, data: bytes) -> None:
+        with self._lock:
+            if digest in self._known or len(data) > self._known_limit:
+                return
+            self._known[digest] = data
+            self._known_size += len(data)
+            while self._known_size > self._known_limit:
+                self._known_size -= len(self._known.popitem(last=False)[1])
+
+    def _forget(self, digest: str) -> None:
+        """Called with the lock held."""
+        data = self._known.pop(digest, None)
+        self._known_size -= 0 if data is None else len(data)
 
     def _check(self, digest: str) -> None:
         if not _DIGEST.match(digest):
@@ -161,14 +300,42 @@ class BlobStore:
     def _sealed(self, digest: str) -> Path:
         return self.directory / digest
 
-    def _find(self, digest: str) -> Path | None:
-        for path in (self._sealed(digest), self._incoming / digest):
-            if path.exists():
-                return path
-        return None
+    def _place(self, owner: str) -> Path:
+        if not _OWNER.match(owner):
+            raise ValueError(f"{owner!r} is no name of an owner")
+        return self._incoming / owner
 
-    def _missing(self, digest: str) -> BlobError:
-        return BlobError(f"blob {digest} is missing from {self.directory}; restore the state directory from a backup")
+    def _staged(self, owner: str, digest: str) -> Path:
+        return self._place(owner) / digest
+
+    def _missing(self, digest: str) -> MissingBlob:
+        return MissingBlob(f"blob {digest} is missing; see: tap-coordinator verify DIR", digest)
+
+
+def _write_whole(path: Path, data: bytes, digest: str) -> None:
+    """Write ``data`` to a new file and fsync it. The kernel may take less than it is given (a disk nearly full, more
+    than 2 GiB), so what it took is counted, and a file that came about in pieces is read back."""
+    view, written, pieces = memoryview(data), 0, 0
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        while written < len(view):
+            written += os.write(descriptor, view[written : written + _LARGEST_WRITE])
+            pieces += 1
+        os.fsync(descriptor)
+        if os.fstat(descriptor).st_size != len(view):
+            raise OSError(f"{path.name} has another size than was written to it")
+    finally:
+        os.close(descriptor)
+    if pieces > 1 and _digest_of(path) != digest:
+        raise OSError(f"{path.name} does not hold what was written to it")
+
+
+def _digest_of(path: Path) -> str:
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def _fsync(path: Path) -> None:

@@ -20,13 +20,18 @@ from typing import Annotated, Any
 
 import typer
 
+from coordinator.audit import user_of_the_host
 from coordinator.config import ServiceSettings, StatePaths, load_settings
 from coordinator.database import connect
+from coordinator.founding import check_identity
 from coordinator.identity import new_token, token_digest
-from coordinator.lock import is_locked
+from coordinator.lock import is_locked, serving_lock
 from coordinator.registry import Device
+from coordinator.repair import roll_back
 from coordinator.standing import recorded
 from coordinator.store import Store
+from coordinator.verify import blobs_of
+from coordinator.verify import verify as verify_all
 from tap_core.command_line import make_app, one_line_errors, working
 from tap_core.config import NAME_PATTERN
 from tap_core.errors import TapError, UsageError
@@ -55,6 +60,7 @@ def _store(directory: Path, database: str | None) -> Iterator[tuple[Store, State
     paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     store = Store(connect(paths.database_url(settings.database)), manifest.config.name)
     try:
+        check_identity(paths, store)
         yield store, paths
     finally:
         store.close()
@@ -244,6 +250,66 @@ def resume(directory: Directory, database: Database = None) -> None:
     with _store(directory, database) as (store, _):
         store.set_paused(None)
         typer.echo("resumed")
+
+
+@app.command(epilog="Example: tap-coordinator rollback federation --to 12")
+@one_line_errors
+def rollback(
+    directory: Directory,
+    to: Annotated[int, typer.Option(help="Rounds after which the components had the values wanted; 0: those of init.")],
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take every component back to its value after a round, while no coordinator serves; rounds go on from there."""
+    with _store(directory, database) as (store, paths), serving_lock(paths.lock):
+        blobs = blobs_of(paths)
+        actor = user_of_the_host()
+        changed = roll_back(store, blobs, load_manifest(directory), to, actor=actor, at=time.time())
+        number = store.history().round
+    if as_json:
+        typer.echo(json.dumps({"to": to, "components": changed, "next_round": number}))
+    elif changed:
+        typer.echo(
+            f"{len(changed)} components are as they were after round {to}; round {number + 1} is the next to open"
+        )
+    else:
+        typer.echo(f"every component is already as it was after round {to}")
+
+
+@app.command(epilog="Example: tap-coordinator verify federation")
+@one_line_errors
+def verify(
+    directory: Directory,
+    clean: Annotated[bool, typer.Option(help="Delete what is in quarantine.")] = False,
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every stored byte and compare it with its digest. Exit code 1 if something is damaged or missing."""
+    with _store(directory, database) as (store, paths):
+        blobs = blobs_of(paths)
+        with working("reading what is stored"):
+            report = verify_all(directory, load_manifest(directory), store, blobs)
+        freed = 0
+        if clean and report.quarantined:
+            freed = blobs.empty_quarantine()
+            store.record("clean", user_of_the_host(), f"{len(report.quarantined)} files, {freed} bytes", time.time())
+    facts = {**asdict(report), "freed": freed}
+    if as_json:
+        typer.echo(json.dumps(facts))
+    else:
+        for problem in report.problems:
+            typer.echo(problem)
+        if report.unreferenced:
+            count = len(report.unreferenced)
+            typer.echo(f"{count} blobs that nothing refers to; the next start moves them to the quarantine")
+        if freed:
+            typer.echo(f"quarantine: {len(report.quarantined)} files deleted, {freed / 1e6:.1f} MB freed")
+        elif report.quarantined:
+            size = sum(report.quarantined.values())
+            typer.echo(f"quarantine: {len(report.quarantined)} files, {size / 1e6:.1f} MB; --clean deletes them")
+        typer.echo(f"{report.checked} checked, {report.bytes / 1e6:.1f} MB: {len(report.problems) or 'no'} problems")
+    if report.problems:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: tap-coordinator stop federation")

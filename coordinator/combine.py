@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 
-from coordinator.blobs import BlobStore
+from coordinator.blobs import ROUND, BlobStore
 from coordinator.forms import Form
 from coordinator.store import Contribution, Version
 from protocol.tensors import digest_of
@@ -30,7 +30,8 @@ async def combine(
     """The components that round ``number`` changes, by name, each with its new version. Their blobs are staged.
 
     ``updates`` maps each contributing device to its components, ``forms`` every component of the federation to its
-    form. A component with fewer contributors than ``min_cohort`` keeps its version and is not in the result.
+    form. A component with fewer contributors than ``min_cohort`` keeps its version and is not in the result. Raises
+    BlobError if an update is damaged or missing.
     """
     loop = asyncio.get_running_loop()
     jobs: list[Job] = []
@@ -66,5 +67,5 @@ def _combine_one(form: Form, given: Mapping[str, Contribution], number: int, blo
     }
     data = form.mean(updates)
     digest = digest_of(data)
-    blobs.stage(digest, data)
+    blobs.stage(ROUND, digest, data)
     return Version(number + 1, digest, len(data), len(given))

@@ -70,6 +70,7 @@ class StatePaths:
         self.blobs = self.root / "blobs"
         self.lock = self.root / "serving.lock"
         self.addresses = self.root / "serving.json"
+        self.identity = self.root / "identity"
 
     def database_url(self, chosen: str) -> str:
         """The chosen URL, or the one of the SQLite file in the state directory."""

@@ -197,7 +197,11 @@ class Conversation:
     async def _send_blobs(self, fetch: Fetch) -> None:
         asked = list(zip(fetch.digests, fetch.offsets, strict=True))
         while asked:
-            some = await asyncio.to_thread(self.federation.blobs.get_some, [digest for digest, _ in asked])
+            try:
+                some = await asyncio.to_thread(self.federation.blobs.get_some, [digest for digest, _ in asked])
+            except BlobError:
+                self.federation.repair()
+                raise
             for (digest, offset), data in zip(asked, some, strict=False):
                 await self._send_blob(digest, offset, data)
             del asked[: len(some)]
@@ -253,12 +257,12 @@ class Conversation:
             await self._reject(update.round, Unacceptable("late", "the round is over or goes on without it"))
         else:
             try:
-                self._upload = Upload(update, self.membership, self.federation)
+                self._upload = Upload(update, self.membership, self.federation, self.link.device)
             except Unacceptable as error:
                 await self._reject(update.round, error)
                 return
-            abandoned, self.link.unaccepted = self.link.unaccepted - self._upload.digests, self._upload.digests
-            await asyncio.to_thread(self.federation.blobs.drop, abandoned)  # a disk does not fill with broken uploads
+            staged = self.federation.blobs.drop  # a disk does not fill with broken uploads
+            await asyncio.to_thread(staged, self.link.device, keep=self._upload.digests)
             for digest, size in await self._upload.lacking():
                 await self._send(Want(digest=digest, offset=self.session.expect(digest, size)))
             await self._end_upload()
@@ -275,7 +279,6 @@ class Conversation:
             await self._reject(number, error)
             return
         if await self.federation.accept(self.link.device, number, upload.contributions):
-            self.link.unaccepted = frozenset()
             await self._answer(Accepted(round=number))
         else:
             await self._reject(number, Unacceptable("late", f"round {number} closed while the update was on its way"))

@@ -38,6 +38,21 @@ class Committed:
 
 
 @dataclass(frozen=True)
+class Lost:
+    """The updates of these devices for ``round`` turned out to be damaged: they are asked for again, or are missing."""
+
+    round: int
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Components went back to earlier versions, which is recorded: the number ``round`` is used up without a commit."""
+
+    round: int
+
+
+@dataclass(frozen=True)
 class Completed:
     """The device has the final components and has ended stage 2."""
 
@@ -68,7 +83,7 @@ class Tick:
     """Time has passed; nothing else happened."""
 
 
-Event = Joined | Left | Reported | Committed | Completed | Removed | Pause | Resume | Tick
+Event = Joined | Left | Reported | Committed | Lost | Spent | Completed | Removed | Pause | Resume | Tick
 
 
 # Actions

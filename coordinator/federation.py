@@ -1,25 +1,32 @@
 """Drives a federation: gives events to the machine of `rounds.py` and carries out its actions on store and blobs.
 
 Order is what makes a kill harmless: blobs are durable before a row names them, a row is committed before the machine
-goes on, and the machine is rebuilt from rows alone. All methods run on one event loop; what blocks runs in threads.
+goes on, and the machine is rebuilt from rows alone. What the machine decided is recorded however often the disk or the
+database has to be asked; damaged bytes are replaced or asked for again, never averaged. All methods run on one event
+loop; what blocks runs in threads.
 It knows no sockets: `devices.py` asks it what a device should do (`assignment`) and is woken by `subscribe`.
 """
 
 import asyncio
+import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import structlog
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from coordinator import events, standing
-from coordinator.blobs import BlobStore
+from coordinator import audit, events, standing
+from coordinator.blobs import ROUND, BlobError, BlobStore
 from coordinator.checks import Membership
 from coordinator.combine import combine
 from coordinator.forms import Form
 from coordinator.metrics import Metrics
+from coordinator.repair import examine, repair_at_start, round_under_way
 from coordinator.rounds import Rounds
 from coordinator.store import Contribution, Store, Version
 from coordinator.supervisor import Supervisor
@@ -27,6 +34,13 @@ from tap_core.manifest import FederationManifest
 
 POLL_SECONDS = 0.5
 """How often the operator's wishes (pause, resume, stop, revoke) are looked up in the store."""
+
+PASSING = (OSError, MemoryError, OperationalError, InterfaceError, PoolTimeout)
+"""Errors of a full disk, an absent database or too few descriptors: the same again may go well."""
+
+FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.5, 30.0
+
+Result = TypeVar("Result")
 
 log = structlog.get_logger("coordinator.federation")
 
@@ -54,9 +68,19 @@ Assignment = Training | Finishing
 class Federation:
     """One federation under way. `run` until it returns or raises; the other methods serve the devices meanwhile."""
 
-    def __init__(self, manifest: FederationManifest, store: Store, blobs: BlobStore, *, threads: int, metrics: Metrics):
+    def __init__(
+        self,
+        manifest: FederationManifest,
+        store: Store,
+        blobs: BlobStore,
+        *,
+        directory: Path,
+        threads: int,
+        metrics: Metrics,
+    ):
         self.manifest, self.store, self.blobs, self.metrics = manifest, store, blobs, metrics
-        self.versions: dict[str, Version] = {}
+        self.directory = directory
+        self._kept: dict[str, list[Version]] = {}
         self.forms: dict[str, Form] = {}
         self.ended = asyncio.Event()
         """Set when every enrolled device has ended stage 2."""
@@ -70,6 +94,12 @@ class Federation:
         self._work = Supervisor()
         self._tokens: dict[str, str] = {}
         self._looking_up = asyncio.Lock()
+        self._repairing: asyncio.Task[None] | None = None
+
+    @property
+    def versions(self) -> dict[str, Version]:
+        """The current version of every component."""
+        return {name: kept[0] for name, kept in self._kept.items()}
 
     @property
     def machine(self) -> Rounds:
@@ -92,13 +122,13 @@ class Federation:
         """Take up the federation where the store left it."""
         shapes, dtype = self.manifest.components, self.manifest.config.wire.dtype
         self.forms = {name: Form(name, spec.shapes, dtype) for name, spec in shapes.items()}
-        self.versions = await asyncio.to_thread(self.store.versions)
+        config = self.manifest.config
+        referenced = await asyncio.to_thread(self.store.referenced, config.rounds.keep_versions)
+        await asyncio.to_thread(self.blobs.recover, referenced)
+        await asyncio.to_thread(repair_at_start, self.directory, self.manifest, self.store, self.blobs)
+        self._kept = await asyncio.to_thread(self.store.kept_versions, config.rounds.keep_versions)
         history = await asyncio.to_thread(self.store.history)
         self._tokens = await asyncio.to_thread(self.store.registry.valid_tokens)
-        if history.sampled is None:
-            self.blobs.doom(await asyncio.to_thread(self.store.referenced, history.round))
-            await asyncio.to_thread(self.blobs.collect)
-        config = self.manifest.config
         self._machine, actions = Rounds.restore(config.rounds, config.seed, history, time.monotonic())
         log.info("federation", name=config.name, round=history.round, rounds=config.rounds.total, paused=history.paused)
         if history.sampled is not None:
@@ -172,7 +202,7 @@ class Federation:
             return True
 
     def _record_update(self, device: str, number: int, components: Mapping[str, Contribution]) -> None:
-        self.blobs.seal(given.digest for given in components.values())
+        self.blobs.seal(device, (given.digest for given in components.values()))
         self.store.add_update(number, device, components, time.time())
 
     async def complete(self, device: str) -> None:
@@ -200,18 +230,18 @@ class Federation:
         for action in actions:
             match action:
                 case events.OpenRound(number, attempt, sampled):
-                    await asyncio.to_thread(self.store.open_round, number, attempt, sampled, time.time())
+                    await self._surely(self.store.open_round, number, attempt, sampled, time.time())
                     self._opened = time.monotonic()
                     log.info("round opens", round=number, attempt=attempt, sampled=list(sampled))
                 case events.FailRound(number, attempt, missing, away, why):
                     args = (number, attempt, missing, away, why, time.time())
-                    await asyncio.to_thread(self.store.fail_round, *args)
+                    await self._surely(self.store.fail_round, *args)
                     self.metrics.attempts.labels("failed").inc()
                     log.warning("round failed", round=number, attempt=attempt, missing=list(missing), why=why)
                 case events.CloseRound():
                     self._work.spawn(self._close_round(action))
                 case events.Hold(why):
-                    await asyncio.to_thread(self.store.set_paused, why)
+                    await self._surely(self.store.set_paused, why)
                     log.warning("federation paused", why=why)
                 case events.Finish():
                     log.info("last round committed", rounds=self.manifest.config.rounds.total)
@@ -224,29 +254,106 @@ class Federation:
     async def _close_round(self, action: events.CloseRound) -> None:
         """Aggregate, commit in one transaction, clear away what nobody needs any more, and tell the machine."""
         began = time.monotonic()
-        updates = await asyncio.to_thread(self.store.updates, action.round)
+        updates = await self._surely(self.store.updates, action.round)
         given = {device: updates[device] for device in action.contributors}
         cohort = self.manifest.config.rounds.min_cohort
-        new = await combine(action.round, given, self.forms, cohort, self.blobs, self._pool)
-        await asyncio.to_thread(self._record_round, action, new)
-        self.versions = {**self.versions, **new}
+        try:
+            new = await self._until_it_works(
+                lambda: combine(action.round, given, self.forms, cohort, self.blobs, self._pool)
+            )
+            superseded = await self._surely(self._record_round, action, new, updates)
+        except BlobError as error:
+            await self._lose(action.round, error)
+            return
         seconds = time.monotonic() - began
         self.metrics.attempts.labels("committed").inc()
         self.metrics.aggregation_seconds.observe(seconds)
         self.metrics.round_seconds.observe(time.monotonic() - self._opened)
         facts = {"missing": list(action.missing), "components": len(new), "aggregation_seconds": round(seconds, 3)}
         log.info("round committed", round=action.round, contributors=list(action.contributors), **facts)
+        self.blobs.doom(superseded)
         await self._handle(events.Committed(action.round))
-        await asyncio.to_thread(self.blobs.collect)
+        await self._surely(self.blobs.collect)
 
-    def _record_round(self, action: events.CloseRound, new: Mapping[str, Version]) -> None:
-        self.blobs.seal(version.digest for version in new.values())
+    def _record_round(
+        self,
+        action: events.CloseRound,
+        new: Mapping[str, Version],
+        updates: Mapping[str, Mapping[str, Contribution]],
+    ) -> set[str]:
+        """Returns the digests that nothing refers to any more. No round is open now: an update that comes in will be
+        rejected, so none of them can gain a reference meanwhile."""
+        self.blobs.seal(ROUND, (version.digest for version in new.values()))
         who = {"contributors": action.contributors, "missing": action.missing, "away": action.away}
         self.store.commit_round(action.round, action.attempt, new, **who, at=time.time())
-        # The versions before these are kept for devices that are late. No round is open now: an update that comes in
-        # will be rejected, so no other blob can gain a reference meanwhile.
-        versions = (*self.versions.values(), *new.values())
-        self.blobs.doom({version.digest for version in versions})
+        self.blobs.drop_all()
+        keep, before = self.manifest.config.rounds.keep_versions, self._kept
+        self._kept = {
+            name: [new[name], *versions][:keep] if name in new else versions for name, versions in before.items()
+        }
+        given = {contribution.digest for components in updates.values() for contribution in components.values()}
+        return (_digests(before) | given) - _digests(self._kept)
+
+    async def _lose(self, number: int, error: BlobError) -> None:
+        """A stored update is damaged: its device is asked for it again, or is missing if the time is up."""
+        devices = await self._surely(self.store.remove_updates, number, error.digest)
+        self.metrics.updates.labels("damaged").inc(len(devices))
+        log.error("stored update damaged, asking for it again", round=number, devices=devices, why=str(error))
+        await self._handle(events.Lost(number, tuple(devices)))
+
+    # damage
+
+    def repair(self) -> None:
+        """A global component could not be read: have every one checked, and what is damaged restored or taken back."""
+        if self._repairing is None or self._repairing.done():
+            self._repairing = self._work.spawn(self._repair())
+
+    async def _repair(self) -> None:
+        while True:
+            async with self._lock:
+                if self.machine.phase != "closing":  # else its end makes new versions
+                    return await self._repair_now()
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _repair_now(self) -> None:
+        findings = await self._surely(examine, self.directory, self._kept, self.blobs)
+        total, machine = self.manifest.config.rounds.total, self.machine
+        if findings.go_back:
+            history = await self._surely(self.store.history)
+            spend = round_under_way(history, total)
+            go_back = functools.partial(
+                self.store.go_back, act="repair", why=findings.why(), actor=audit.SERVICE, spend=spend, at=time.time()
+            )
+            await self._surely(go_back, findings.go_back)
+            keep = self.manifest.config.rounds.keep_versions
+            self._kept = await self._surely(self.store.kept_versions, keep)
+            if spend is not None:
+                await self._perform(machine.handle(events.Spent(machine.round), time.monotonic()))
+        if findings.lost and machine.paused is None:
+            why = f"{findings.lost[0]} is damaged in every kept version; stop, restore a backup, serve and resume"
+            await self._surely(self.store.set_paused, why)
+            await self._perform(machine.handle(events.Pause(why), time.monotonic()))
+        for changed in self._listeners:
+            changed()
+
+    # disks and databases that fail for a while
+
+    async def _surely(self, work: Callable[..., Result], *args: Any) -> Result:
+        """The result of ``work`` in a thread: see `_until_it_works`."""
+        return await self._until_it_works(lambda: asyncio.to_thread(work, *args))
+
+    async def _until_it_works(self, start: Callable[[], Awaitable[Result]]) -> Result:
+        """Do what is decided and must be recorded, again and again while the disk or the database fails."""
+        wait = FIRST_RETRY_SECONDS
+        while True:
+            try:
+                return await start()
+            except PASSING as error:
+                why = f"{type(error).__name__}: {error}".split("\n")[0]
+                log.error("cannot read or store; trying again", why=why, seconds=wait)
+                self.metrics.retries.inc()
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LONGEST_RETRY_SECONDS)
 
     async def _check_ended(self) -> None:
         if self.machine.phase in ("finishing", "finished"):
@@ -293,3 +400,7 @@ class Federation:
             if device not in valid:
                 await self._handle(events.Removed(device))
                 await self._check_ended()
+
+
+def _digests(kept: Mapping[str, list[Version]]) -> set[str]:
+    return {version.digest for versions in kept.values() for version in versions}

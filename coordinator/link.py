@@ -39,7 +39,5 @@ class Link:
     bytes_received: int = 0
     partial: dict[str, Incoming] = field(default_factory=dict)
     conversation: "Conversation | None" = None
-    unaccepted: frozenset[str] = frozenset()
-    """Digests of its last update that was not accepted: blobs of it may be staged."""
     declined: tuple[int, int] | None = None
     """The (round, attempt) whose update was rejected for what it held: it is not asked for again."""

@@ -20,6 +20,9 @@ class Metrics:
         self.updates = Counter(
             "tap_updates", "Updates of devices, by what became of them.", ["outcome"], registry=registry
         )
+        self.retries = Counter(
+            "tap_storage_retries", "Times that the disk or the database failed and was asked again.", registry=registry
+        )
         self.refused = Counter(
             "tap_connections_refused", "Connections refused, by reason.", ["code"], registry=registry
         )

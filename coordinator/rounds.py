@@ -3,6 +3,7 @@
     waiting --enough members--> open --all reported, or deadline with a quorum--> closing --Committed--> open ...
        ^                         |                                                           last round: finishing
        +--roster too small-------+--deadline without a quorum: the attempt fails, the next one opens     |
+       +--Spent (components went back to earlier versions): the next round opens   Lost: closing --> open|
                                                                                  all devices done: finished
 
 Pausing is a flag beside the phase: the open round goes on to its close and no other opens.
@@ -13,7 +14,7 @@ order. It is rebuilt after a restart from what the caller has recorded: `Rounds.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from coordinator.events import (
@@ -27,11 +28,13 @@ from coordinator.events import (
     Hold,
     Joined,
     Left,
+    Lost,
     OpenRound,
     Pause,
     Removed,
     Reported,
     Resume,
+    Spent,
 )
 from tap_core.config import RoundsConfig
 from tap_core.sampling import sample_devices
@@ -142,10 +145,13 @@ class Rounds:
             case Reported(round_number, device):
                 self._report(round_number, device)
             case Committed(round_number) if self.phase == "closing" and round_number == self.round:
-                self._next_round()
-                if self.round >= self.config.total:
-                    self.phase = "finishing"
-                    return [Finish(), *self._advance(now)]
+                return self._next_round(now)
+            case Spent(round_number) if self.phase in ("waiting", "open") and round_number == self.round:
+                return self._next_round(now)
+            case Lost(round_number, devices) if self.current is not None and round_number == self.round:
+                self.earlier.difference_update(devices)
+                self.current = replace(self.current, reported=self.current.reported.difference(devices))
+                self.phase = "open"
             case Completed(device) if self.phase == "finishing" and device in self.members:
                 self.done.add(device)
             case Removed(device):
@@ -223,8 +229,12 @@ class Rounds:
             cause = "; ".join(filter(None, [cause, f"revoked: {', '.join(revoked)}"]))
         return f"{len(contributors)} of the {self.config.min_updates} updates needed; {cause}"
 
-    def _next_round(self) -> None:
+    def _next_round(self, now: float) -> list[Action]:
         self.round += 1
         self.attempt, self.failures = 0, 0
         self.earlier.clear()
         self.phase, self.current = "waiting", None
+        if self.round >= self.config.total:
+            self.phase = "finishing"
+            return [Finish(), *self._advance(now)]
+        return self._advance(now)

@@ -64,10 +64,16 @@ async def serve(directory: Path, settings: ServiceSettings, *, exit_when_done: b
         blobs = BlobStore(paths.blobs)
         try:
             with database.serving_lock(store.engine, manifest.config.name):
-                blobs.recover()
                 begin(directory, manifest, store, blobs)
                 store.request_stop(False)
-                federation = Federation(manifest, store, blobs, threads=settings.aggregation_threads, metrics=Metrics())
+                federation = Federation(
+                    manifest,
+                    store,
+                    blobs,
+                    directory=directory,
+                    threads=settings.aggregation_threads,
+                    metrics=Metrics(),
+                )
                 await _serve(federation, settings, paths, exit_when_done)
         except (OSError, SQLAlchemyError) as error:
             why = str(error).strip().split("\n")[0]

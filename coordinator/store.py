@@ -1,7 +1,8 @@
 """What the coordinator remembers of a federation: rounds, updates and component versions; devices are in `registry.py`.
 
 Each method is one transaction, so a kill between any two leaves a state that `history` can go on from. A device's
-update is keyed by (federation, round, device) and so counts exactly once; `commit_round` alone makes new versions.
+update is keyed by (federation, round, device) and so counts exactly once; `commit_round` alone makes new versions, and
+`go_back` alone withdraws them. A round whose number is used up without a commit is *spent*.
 It knows rows; it does not know the bytes of a component (`blobs.py`), sockets or the clock: ``at`` is passed in, in
 seconds since 1970. Every method blocks, and may be called from any thread.
 """
@@ -12,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, update
 
+from coordinator.audit import record
 from coordinator.database import reading
 from coordinator.registry import Registry
 from coordinator.rounds import History
@@ -69,8 +71,21 @@ class Store:
 
     # the federation
 
-    def begin(self, manifest_digest: str, components: Mapping[str, Version], at: float) -> None:
-        """Record the federation and version 0 of its components, if it is new.
+    def identity(self) -> str | None:
+        """What the state directory and this database have in common; None if the federation has not begun here (or
+        began before there were identities: see `has_begun`)."""
+        with reading(self.engine) as db:
+            return db.execute(
+                select(federations.c.identity).where(federations.c.name == self.federation)
+            ).scalar_one_or_none()
+
+    def has_begun(self) -> bool:
+        with reading(self.engine) as db:
+            query = select(federations.c.name).where(federations.c.name == self.federation)
+            return db.execute(query).one_or_none() is not None
+
+    def begin(self, manifest_digest: str, components: Mapping[str, Version], identity: str, at: float) -> None:
+        """Record the federation and version 0 of its components, if it is new, and its identity, if it has none.
 
         Raises UsageError if it began with another manifest: its versions would not fit the new one.
         """
@@ -78,13 +93,15 @@ class Store:
             row = db.execute(select(federations).where(federations.c.name == self.federation)).one_or_none()
             if row is None:
                 values = {"name": self.federation, "manifest_digest": manifest_digest, "created_at": at}
-                db.execute(insert(federations).values(**values, paused=None, stop_requested=0))
+                db.execute(insert(federations).values(**values, paused=None, stop_requested=0, identity=identity))
                 self._insert_versions(db, components)
             elif row.manifest_digest != manifest_digest:
                 raise UsageError(
                     f"manifest.json is not the one that federation {self.federation!r} began with;"
                     " put it back, or serve a new directory"
                 )
+            elif row.identity is None:
+                self._set_federation(db, identity=identity)
 
     def control(self) -> tuple[str | None, bool]:
         """(why the federation is paused or None, whether the service shall stop): what the operator asked for."""
@@ -100,10 +117,18 @@ class Store:
         with self.engine.begin() as db:
             self._set_federation(db, stop_requested=int(asked))
 
+    def record(self, act: str, actor: str, detail: str, at: float) -> None:
+        """Add an act that changes no row to the audit log."""
+        with self.engine.begin() as db:
+            record(db, self.federation, at, actor, act, detail=detail)
+
     # rounds
 
     def open_round(self, number: int, attempt: int, sampled: Sequence[str], at: float) -> None:
+        """Record an attempt. The same once more changes nothing: a commit whose answer was lost may be tried again."""
         with self.engine.begin() as db:
+            if db.execute(select(rounds.c.round).where(*self._attempt(number, attempt))).one_or_none() is not None:
+                return
             key = {"federation": self.federation, "round": number, "attempt": attempt}
             row = {"status": "open", "sampled": list(sampled), "contributors": [], "missing": [], "why": ""}
             db.execute(insert(rounds).values(**key, **row, opened_at=at))
@@ -127,9 +152,15 @@ class Store:
         away: Sequence[str],
         at: float,
     ) -> None:
-        """Make the new versions current, close the round and forget which blobs its updates were: all or nothing."""
+        """Make the new versions current, close the round and forget which blobs its updates were: all or nothing.
+
+        Once more changes nothing, as with `open_round`.
+        """
         given = update_components
         with self.engine.begin() as db:
+            status = select(rounds.c.status).where(*self._attempt(number, attempt))
+            if db.execute(status).scalar_one_or_none() == "committed":
+                return
             self._insert_versions(db, versions)
             change = {"status": "committed", "contributors": list(contributors), "missing": list(missing)}
             db.execute(update(rounds).where(*self._attempt(number, attempt)).values(**change, closed_at=at))
@@ -147,6 +178,18 @@ class Store:
             db.execute(insert(updates).values(**key, accepted_at=at))
             rows = [{**key, "component": name, **vars(given)} for name, given in sorted(components.items())]
             db.execute(insert(update_components), rows)
+
+    def remove_updates(self, number: int, digest: str) -> list[str]:
+        """Forget the updates of a round that this blob, which is lost, is part of; returns their devices, sorted."""
+        given = update_components
+        mine = (given.c.federation == self.federation, given.c.round == number)
+        with self.engine.begin() as db:
+            found = db.execute(select(given.c.device).where(*mine, given.c.digest == digest).distinct()).scalars()
+            devices = sorted(found)
+            for table in (update_components, updates):
+                where = (table.c.federation == self.federation, table.c.round == number, table.c.device.in_(devices))
+                db.execute(delete(table).where(*where))
+        return devices
 
     def updates(self, number: int) -> dict[str, dict[str, Contribution]]:
         """The accepted updates of a round: device -> component -> contribution."""
@@ -168,37 +211,60 @@ class Store:
 
     def versions(self) -> dict[str, Version]:
         """The current version of every component."""
-        table = component_versions
-        query = select(table).where(table.c.federation == self.federation).order_by(table.c.component, table.c.version)
-        with reading(self.engine) as db:
-            rows = db.execute(query).all()
-        return {row.component: Version(row.version, row.digest, row.size, row.contributors, row.norm) for row in rows}
+        return {name: kept[0] for name, kept in self.kept_versions(1).items()}
 
-    def referenced(self, number: int) -> set[str]:
-        """Digests that must be kept: two versions of every component (a slow device may still be fetching the older),
-        and the updates of round ``number`` and later."""
-        versions, given = component_versions, update_components
-        latest = (
-            select(versions.c.component, versions.c.digest)
-            .where(versions.c.federation == self.federation)
-            .order_by(versions.c.component, versions.c.version.desc())
-        )
-        pending = select(given.c.digest).where(given.c.federation == self.federation, given.c.round >= number)
-        keep: dict[str, list[str]] = {}
+    def kept_versions(self, number: int) -> dict[str, list[Version]]:
+        """The newest ``number`` versions of every component that were not withdrawn, the current one first."""
+        table = component_versions
+        mine = (table.c.federation == self.federation, table.c.withdrawn_at.is_(None))
+        place = func.row_number().over(partition_by=table.c.component, order_by=table.c.version.desc()).label("place")
+        ranked = select(table, place).where(*mine).subquery()
+        query = select(ranked).where(ranked.c.place <= number).order_by(ranked.c.component, ranked.c.version.desc())
+        kept: dict[str, list[Version]] = {}
         with reading(self.engine) as db:
-            for component, digest in db.execute(latest):
-                keep.setdefault(component, []).append(digest)
-            kept = {digest for digests in keep.values() for digest in digests[:2]}
-            return kept | set(db.execute(pending).scalars())
+            for row in db.execute(query):
+                version = Version(row.version, row.digest, row.size, row.contributors, row.norm)
+                kept.setdefault(row.component, []).append(version)
+        return kept
+
+    def referenced(self, keep_versions: int) -> set[str]:
+        """Digests of the blobs that must be there: the kept versions, and the updates that are not yet aggregated."""
+        kept = {version.digest for versions in self.kept_versions(keep_versions).values() for version in versions}
+        query = select(update_components.c.digest).where(update_components.c.federation == self.federation)
+        with reading(self.engine) as db:
+            return kept | set(db.execute(query).scalars())
+
+    def go_back(
+        self, targets: Mapping[str, int], *, act: str, why: str, actor: str, spend: tuple[int, int] | None, at: float
+    ) -> None:
+        """Withdraw every version of the components of ``targets`` that is newer than the number given there.
+
+        Devices have trained the open round from what is withdrawn, so ``spend``, the (round, attempt) under way, is
+        used up with it: its updates are forgotten, and the next number opens. All in one transaction, with the audit
+        log.
+        """
+        table, given = component_versions, update_components
+        with self.engine.begin() as db:
+            for name, number in sorted(targets.items()):
+                newer = (table.c.federation == self.federation, table.c.component == name, table.c.version > number)
+                db.execute(update(table).where(*newer, table.c.withdrawn_at.is_(None)).values(withdrawn_at=at))
+            if spend is not None:
+                values = {"status": "spent", "why": why[:2000], "closed_at": at}
+                if not db.execute(update(rounds).where(*self._attempt(*spend)).values(**values)).rowcount:
+                    key = {"federation": self.federation, "round": spend[0], "attempt": spend[1], "opened_at": at}
+                    db.execute(insert(rounds).values(**key, **values, sampled=[], contributors=[], missing=[]))
+                for forgotten in (given, updates):
+                    where = (forgotten.c.federation == self.federation, forgotten.c.round == spend[0])
+                    db.execute(delete(forgotten).where(*where))
+            record(db, self.federation, at, actor, act, detail=why)
 
     def history(self) -> History:
         """Where the federation stands, for `Rounds.restore`."""
         with reading(self.engine) as db:
             mine = rounds.c.federation == self.federation
-            committed = db.execute(
-                select(func.max(rounds.c.round)).where(mine, rounds.c.status == "committed")
-            ).scalar_one()
-            number = 0 if committed is None else committed + 1
+            over = rounds.c.status.in_(("committed", "spent"))
+            last_over = db.execute(select(func.max(rounds.c.round)).where(mine, over)).scalar_one()
+            number = 0 if last_over is None else last_over + 1
             last = db.execute(
                 select(rounds).where(mine, rounds.c.round == number).order_by(rounds.c.attempt.desc()).limit(1)
             ).one_or_none()

@@ -23,10 +23,10 @@ Item = TypeVar("Item")
 class Upload:
     """An update whose blobs are coming in. Raises Unacceptable if it is refused for what it says of itself."""
 
-    def __init__(self, update: Update, membership: Membership, federation: Federation):
+    def __init__(self, update: Update, membership: Membership, federation: Federation, device: str):
         self.update = update
         self.contributions = check_update(update, membership, federation.forms)
-        self._forms, self._blobs = federation.forms, federation.blobs
+        self._forms, self._blobs, self._device = federation.forms, federation.blobs, device
         self._names: dict[str, list[str]] = {}
         for name, given in sorted(self.contributions.items()):
             self._names.setdefault(given.digest, []).append(name)
@@ -47,7 +47,7 @@ class Upload:
     async def lacking(self) -> list[tuple[str, int]]:
         """(digest, size) of each blob to ask for. Those that are stored already are only checked."""
         sizes = {given.digest: given.size for given in self.contributions.values()}
-        stored = await asyncio.to_thread(lambda: [digest for digest in self._names if self._blobs.has(digest)])
+        stored = await asyncio.to_thread(lambda: [d for d in self._names if self._blobs.has(d, self._device)])
         if stored:
             self._missing.difference_update(stored)
             await self._start(self._check_stored, stored)
@@ -79,11 +79,11 @@ class Upload:
     def _stage(self, blobs: list[tuple[str, bytes]]) -> None:
         for digest, data in blobs:
             self._check(digest, data)
-            self._blobs.stage(digest, data)
+            self._blobs.stage(self._device, digest, data)
 
     def _check_stored(self, digests: list[str]) -> None:
         for digest in digests:
-            self._check(digest, self._blobs.get(digest))
+            self._check(digest, self._blobs.get(digest, self._device))
 
     def _check(self, digest: str, data: bytes) -> None:
         for name in self._names[digest]:

@@ -134,9 +134,10 @@ class Running:
     async def __aenter__(self):
         self.store = open_store(self.directory, self.manifest)
         blobs = BlobStore(StatePaths(self.directory).blobs)
-        blobs.recover()
         begin(self.directory, self.manifest, self.store, blobs)
-        self.federation = Federation(self.manifest, self.store, blobs, threads=2, metrics=Metrics())
+        self.federation = Federation(
+            self.manifest, self.store, blobs, directory=self.directory, threads=2, metrics=Metrics()
+        )
         self.plane = DevicePlane(self.federation)
         await self.federation.start()
         self.url = f"ws://127.0.0.1:{await self.plane.start('127.0.0.1', 0)}"
@@ -288,6 +289,26 @@ def postgres():
 
         yield make
         server.cleanup()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Makes file systems that are soon full: small_disk(kilobytes=256) -> directory. Skips where it may not mount."""
+    mounted = []
+
+    def make(kilobytes):
+        place = tmp_path / f"disk-{len(mounted)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k,mode=700", "tmpfs", str(place)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"this machine lets nobody mount a small disk: {done.stderr.strip()}")
+        mounted.append(place)
+        return place
+
+    yield make
+    for place in mounted:
+        subprocess.run(["umount", "--lazy", str(place)], check=False)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def url(request, tmp_path):
 @pytest.fixture
 def store(url):
     store = Store(connect(url), "fed")
-    store.begin("1" * 64, ZERO, 1.0)
+    store.begin("1" * 64, ZERO, "i" * 32, 1.0)
     yield store
     store.close()
 
@@ -99,10 +99,10 @@ def test_commits_are_durable_and_logged_ahead(store):
 
 
 def test_a_federation_begins_once_and_keeps_its_manifest(store):
-    store.begin("1" * 64, {"encoder/image": Version(0, "f" * 64, 1)}, 2.0)
+    store.begin("1" * 64, {"encoder/image": Version(0, "f" * 64, 1)}, "j" * 32, 2.0)
     assert store.versions() == ZERO
     with pytest.raises(UsageError, match=r"manifest\.json is not the one"):
-        store.begin("2" * 64, ZERO, 2.0)
+        store.begin("2" * 64, ZERO, "i" * 32, 2.0)
 
 
 def test_what_has_not_begun_cannot_be_controlled(url):
@@ -128,7 +128,7 @@ def test_devices_are_enrolled_found_by_token_and_revoked(store):
 
 def test_two_federations_do_not_see_each_other(store, url):
     other = Store(connect(url), "other")
-    other.begin("9" * 64, {}, 1.0)
+    other.begin("9" * 64, {}, "i" * 32, 1.0)
     join(store, "a")
     store.open_round(0, 0, ["a"], 3.0)
     assert other.registry.all() == [] and other.attempts() == [] and other.versions() == {}
@@ -182,13 +182,15 @@ def test_attempts_tell_who_and_why(store):
     assert store.attempts(1) == [second]
 
 
-def test_two_versions_and_the_updates_of_the_open_round_are_kept(store):
+def test_the_newest_versions_and_the_updates_that_are_not_aggregated_are_kept(store):
     for number in range(3):
         store.open_round(number, 0, ["a"], 1.0)
         store.add_update(number, "a", {"decoder/x": Contribution(str(number) * 64, 20, 1)}, 2.0)
         commit(store, number, {"decoder/x": Version(number + 1, "cde"[number] * 64, 20)})
     store.add_update(3, "a", {"decoder/x": Contribution("3" * 64, 20, 1)}, 2.0)
-    assert store.referenced(3) == {"a" * 64, "d" * 64, "e" * 64, "3" * 64}
+    assert store.referenced(2) == {"a" * 64, "d" * 64, "e" * 64, "3" * 64}
+    assert store.referenced(3) == {"a" * 64, "c" * 64, "d" * 64, "e" * 64, "3" * 64}
+    assert [version.version for version in store.kept_versions(2)["decoder/x"]] == [3, 2]
     assert store.updates(2) == {} and store.updates(3)["a"]["decoder/x"].digest == "3" * 64
 
 
