@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coordinator.forms import Form
+from coordinator.registry import Enrolment
 from coordinator.store import Contribution
 from protocol.errors import RemoteProtocolError
 from protocol.messages import Hello, Update
 from tap_core.components import examples_per_component, owned_components
 from tap_core.config import TaskConfig
 from tap_core.manifest import FederationManifest
-
-MAX_EXAMPLES = 10**12
-"""Training examples of one task beyond which a hello is not believed."""
 
 
 class Unacceptable(Exception):
@@ -35,9 +33,9 @@ class Membership:
     examples: dict[str, int]
 
 
-def check_hello(hello: Hello, device: str, manifest: FederationManifest) -> Membership:
-    """The membership of ``device``, the one that the token belongs to; an empty one if it names no task and so only
-    looks at the settings. Raises Unacceptable."""
+def check_hello(hello: Hello, device: str, manifest: FederationManifest, enrolment: Enrolment) -> Membership:
+    """The membership of ``device``, the one that the token of ``enrolment`` belongs to; an empty one if it names no
+    task and so only looks at the settings. Raises Unacceptable."""
     config = manifest.config
     if hello.device != device:
         raise Unacceptable(
@@ -63,22 +61,35 @@ def check_hello(hello: Hello, device: str, manifest: FederationManifest) -> Memb
             f"the device holds foundation {hello.foundation[:12]}, the federation {manifest.foundation_digest[:12]}",
             f"point 'foundation' in client.toml at the weights of {config.foundation}",
         )
-    tasks = _known_tasks(hello.tasks, config.tasks)
+    tasks = _allowed_tasks(hello, config.tasks, enrolment)
     examples = examples_per_component(tasks, hello.tasks)
     return Membership(dict(hello.tasks), owned_components(tasks), examples)
 
 
-def _known_tasks(named: Mapping[str, int], known: Mapping[str, TaskConfig]) -> list[TaskConfig]:
-    for name, count in sorted(named.items()):
+def _allowed_tasks(hello: Hello, known: Mapping[str, TaskConfig], enrolment: Enrolment) -> list[TaskConfig]:
+    allowed = set(known) if enrolment.allowed_tasks is None else set(enrolment.allowed_tasks)
+    renew = f"tap-coordinator enroll {hello.device} DIR --renew"
+    for name, count in sorted(hello.tasks.items()):
         if name not in known:
             raise Unacceptable(
                 "unknown_task",
                 f"the federation has no task {name!r}; its tasks are {', '.join(sorted(known))}",
                 "name one of the federation's tasks in client.toml",
             )
-        if not 0 < count <= MAX_EXAMPLES:
-            raise Unacceptable("examples", f"task {name!r} has {count} training examples", "give it training data")
-    return [known[name] for name in sorted(named)]
+        if name not in allowed:
+            raise Unacceptable(
+                "task_not_allowed",
+                f"device {hello.device!r} may not take part in task {name!r}; it may in {', '.join(sorted(allowed))}",
+                f"leave {name!r} out of client.toml, or ask the operator for a new token: {renew} --task {name} ...",
+            )
+        if count > enrolment.max_examples:
+            raise Unacceptable(
+                "examples",
+                f"task {name!r} has {count} training examples, more than the {enrolment.max_examples} that device "
+                f"{hello.device!r} may claim",
+                f"train on fewer, or ask the operator for a new token: {renew} --max-examples {count}",
+            )
+    return [known[name] for name in sorted(hello.tasks)]
 
 
 def check_update(update: Update, membership: Membership, forms: Mapping[str, Form]) -> dict[str, Contribution]:

@@ -5,6 +5,7 @@ Commands other than `serve` work on the store, and so whether or not the service
 
 import asyncio
 import contextlib
+import difflib
 import json
 import os
 import re
@@ -26,14 +27,14 @@ from coordinator.database import connect
 from coordinator.founding import check_identity
 from coordinator.identity import new_token, token_digest
 from coordinator.lock import is_locked, serving_lock
-from coordinator.registry import Device
+from coordinator.registry import MAX_EXAMPLES, Device
 from coordinator.repair import roll_back
 from coordinator.standing import recorded
 from coordinator.store import Store
 from coordinator.verify import blobs_of
 from coordinator.verify import verify as verify_all
 from tap_core.command_line import make_app, one_line_errors, working
-from tap_core.config import NAME_PATTERN
+from tap_core.config import NAME_PATTERN, FederationConfig
 from tap_core.errors import TapError, UsageError
 from tap_core.manifest import load_manifest
 
@@ -95,22 +96,45 @@ def enroll(
     directory: Directory,
     token_file: Annotated[Path | None, typer.Option(help="Write the token here (mode 0600); do not print it.")] = None,
     renew: Annotated[bool, typer.Option(help="Replace the token of a device that is enrolled already.")] = False,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Task that the device may name; repeat it for more. [default: all]")
+    ] = None,
+    max_examples: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Training examples of one task that it may claim. [default: {MAX_EXAMPLES}]", min=1, max=2**53
+        ),
+    ] = None,
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:
-    """Admit a device and make its token, which is shown this once: only its hash is stored."""
+    """Admit a device and make its token, which is shown this once: only its hash is stored.
+
+    With --renew the bounds (--task, --max-examples) stay as they were unless given anew.
+    """
     if not re.fullmatch(NAME_PATTERN, device):
         raise UsageError(f"{device!r} is no device name: a-z, 0-9, '_' and '-', 64 characters at most")
     if token_file is not None and token_file.exists() and not renew:
         raise UsageError(f"{token_file} exists and may hold another device's token; give another --token-file")
+    allowed = _known_tasks(task, load_manifest(directory).config) if task else None
     token = new_token()
     with _store(directory, database) as (store, _), _written(token_file, token):
-        store.registry.enroll(device, token_digest(token), time.time(), renew=renew)
+        digest, now = token_digest(token), time.time()
+        store.registry.enroll(device, digest, now, renew=renew, allowed_tasks=allowed, max_examples=max_examples)
     if token_file is None:
         typer.echo(json.dumps({"device": device, "token": token}) if as_json else token)
     else:
         shown = {"device": device, "token_file": str(token_file)}
         typer.echo(json.dumps(shown) if as_json else f"{device}: token written to {token_file}")
+
+
+def _known_tasks(names: list[str], config: FederationConfig) -> list[str]:
+    for name in names:
+        if name not in config.tasks:
+            near = difflib.get_close_matches(name, config.tasks, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"its tasks are {', '.join(sorted(config.tasks))}"
+            raise UsageError(f"federation {config.name!r} has no task {name!r}; {hint}")
+    return names
 
 
 @contextlib.contextmanager

@@ -134,9 +134,10 @@ class Conversation:
         if not isinstance(hello, Hello):
             raise RemoteProtocolError("the first message must be a hello")
         try:
-            self._membership = check_hello(hello, self.link.device, self.federation.manifest)
             if not await self.federation.is_valid(self.link.device, self.token):  # the handshake may be long ago
                 raise Unacceptable("revoked", "the token was revoked or replaced", "ask the operator for a new one")
+            enrolment = self.federation.enrolment(self.link.device)
+            self._membership = check_hello(hello, self.link.device, self.federation.manifest, enrolment)
         except Unacceptable as error:
             self.federation.metrics.refused.labels(error.code).inc()
             self._log.warning("refused", code=error.code, why=error.why)

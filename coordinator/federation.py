@@ -27,6 +27,7 @@ from coordinator.combine import combine
 from coordinator.forms import Form
 from coordinator.metrics import Metrics
 from coordinator.repair import examine, repair_at_start, round_under_way
+from coordinator.registry import Enrolment
 from coordinator.rounds import Rounds
 from coordinator.store import Contribution, Store, Version
 from coordinator.supervisor import Supervisor
@@ -92,7 +93,7 @@ class Federation:
         self._listeners: list[Callable[[], None]] = []
         self._removed_listeners: list[Callable[[str, str | None], None]] = []
         self._work = Supervisor()
-        self._tokens: dict[str, str] = {}
+        self._enrolments: dict[str, Enrolment] = {}
         self._looking_up = asyncio.Lock()
         self._repairing: asyncio.Task[None] | None = None
 
@@ -114,7 +115,7 @@ class Federation:
     @property
     def enrolled(self) -> set[str]:
         """Devices whose token is valid."""
-        return set(self._tokens)
+        return set(self._enrolments)
 
     # the service
 
@@ -128,7 +129,7 @@ class Federation:
         await asyncio.to_thread(repair_at_start, self.directory, self.manifest, self.store, self.blobs)
         self._kept = await asyncio.to_thread(self.store.kept_versions, config.rounds.keep_versions)
         history = await asyncio.to_thread(self.store.history)
-        self._tokens = await asyncio.to_thread(self.store.registry.valid_tokens)
+        self._enrolments = await asyncio.to_thread(self.store.registry.enrolments)
         self._machine, actions = Rounds.restore(config.rounds, config.seed, history, time.monotonic())
         log.info("federation", name=config.name, round=history.round, rounds=config.rounds.total, paused=history.paused)
         if history.sampled is not None:
@@ -156,9 +157,17 @@ class Federation:
 
     async def is_valid(self, device: str, token: str) -> bool:
         """Whether the token with this digest is the device's. If it ceases to be, ``removed`` will be called."""
-        if self._tokens.get(device) != token:
+        if self._token(device) != token:
             await self._expel()  # looks the tokens up
-        return self._tokens.get(device) == token
+        return self._token(device) == token
+
+    def enrolment(self, device: str) -> Enrolment:
+        """The bounds of a device whose token was just found valid."""
+        return self._enrolments[device]
+
+    def _token(self, device: str) -> str | None:
+        enrolment = self._enrolments.get(device)
+        return None if enrolment is None else enrolment.token_sha256
 
     async def join(self, device: str, membership: Membership) -> None:
         """The device introduced itself."""
@@ -390,13 +399,13 @@ class Federation:
     async def _expel(self) -> None:
         """Turn out the devices whose token is no longer valid: revoked, or enrolled anew."""
         async with self._looking_up:
-            valid = await asyncio.to_thread(self.store.registry.valid_tokens)
-            gone = sorted(device for device, token in self._tokens.items() if valid.get(device) != token)
-            self._tokens = valid
+            valid = await asyncio.to_thread(self.store.registry.enrolments)
+            before, self._enrolments = self._enrolments, valid
+            gone = sorted(name for name, old in before.items() if self._token(name) != old.token_sha256)
         for device in gone:
             log.warning("token void", device=device, revoked=device not in valid)
             for removed in self._removed_listeners:
-                removed(device, valid.get(device))
+                removed(device, self._token(device))
             if device not in valid:
                 await self._handle(events.Removed(device))
                 await self._check_ended()

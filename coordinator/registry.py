@@ -8,11 +8,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, Row, func, insert, select, update
+from sqlalchemy import Engine, Row, func, insert, null, select, update
 
 from coordinator.database import reading
 from coordinator.schema import devices
 from tap_core.errors import UsageError
+
+MAX_EXAMPLES = 1_000_000
+"""Training examples of one task that a device may claim unless `enroll --max-examples` says otherwise."""
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """What a valid token stands for: its digest, and the bounds of what its device may say in a hello."""
+
+    token_sha256: str
+    allowed_tasks: tuple[str, ...] | None = None
+    """None: every task of the federation."""
+    max_examples: int = MAX_EXAMPLES
+    """Of one task."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,10 @@ class Device:
     owned: tuple[str, ...]
     away: bool
     done_at: float | None
+    allowed_tasks: tuple[str, ...] | None = None
+    max_examples: int = MAX_EXAMPLES
+    missed: int = 0
+    strikes: int = 0
 
 
 class Registry:
@@ -37,19 +55,38 @@ class Registry:
         self._engine = engine
         self._federation = federation
 
-    def enroll(self, device: str, token_sha256: str, at: float, *, renew: bool = False) -> None:
-        """Admit a device. Raises UsageError if it is enrolled already, unless ``renew`` (its old token is then void) or
-        it was revoked."""
+    def enroll(
+        self,
+        device: str,
+        token_sha256: str,
+        at: float,
+        *,
+        renew: bool = False,
+        allowed_tasks: Sequence[str] | None = None,
+        max_examples: int | None = None,
+    ) -> None:
+        """Admit a device, with nothing held against it. Raises UsageError if it is enrolled already, unless ``renew``
+        (its old token is then void) or it was revoked.
+
+        ``allowed_tasks`` and ``max_examples`` are the bounds of its `Enrolment`. None leaves those of a device that is
+        renewed as they are, and gives any other the default.
+        """
+        bounds: dict[str, Any] = {"allowed_tasks": null() if allowed_tasks is None else sorted(set(allowed_tasks))}
+        bounds["max_examples"] = MAX_EXAMPLES if max_examples is None else max_examples
         with self._engine.begin() as db:
             known = db.execute(select(devices).where(*self._device(device))).one_or_none()
             if known is None:
                 values: dict[str, Any] = {"federation": self._federation, "name": device, "token_sha256": token_sha256}
-                values |= {"away": 0, "missed": 0, "strikes": 0}
+                values |= {"away": 0, "missed": 0, "strikes": 0, **bounds}
                 db.execute(insert(devices).values(**values, enrolled_at=at))
             elif known.revoked_at is None and not renew:
                 raise UsageError(f"device {device!r} is enrolled already; use --renew to replace its token")
             else:
-                change = {"token_sha256": token_sha256, "enrolled_at": at, "revoked_at": None}
+                if known.revoked_at is None:
+                    given = {"allowed_tasks": allowed_tasks, "max_examples": max_examples}
+                    bounds = {name: bounds[name] for name, value in given.items() if value is not None}
+                change = {"token_sha256": token_sha256, "enrolled_at": at, "revoked_at": None, **bounds}
+                change |= {"missed": 0, "strikes": 0}
                 db.execute(update(devices).where(*self._device(device)).values(**change))
 
     def revoke(self, device: str, at: float) -> None:
@@ -65,9 +102,13 @@ class Registry:
             rows = db.execute(select(devices).where(devices.c.federation == self._federation).order_by(devices.c.name))
             return [_device_of(row) for row in rows]
 
-    def valid_tokens(self) -> dict[str, str]:
-        """The digest of each device's token; revoked devices have none."""
-        return {device.name: device.token_sha256 for device in self.all() if device.revoked_at is None}
+    def enrolments(self) -> dict[str, Enrolment]:
+        """What each device's token stands for; revoked devices have none."""
+        return {
+            device.name: Enrolment(device.token_sha256, device.allowed_tasks, device.max_examples)
+            for device in self.all()
+            if device.revoked_at is None
+        }
 
     def device_of_token(self, token_sha256: str) -> Device | None:
         """The device with this token; None if there is none or it is revoked."""
@@ -103,4 +144,8 @@ def _device_of(row: Row[Any]) -> Device:
         owned=tuple(row.owned or ()),
         away=bool(row.away),
         done_at=row.done_at,
+        allowed_tasks=None if row.allowed_tasks is None else tuple(row.allowed_tasks),
+        max_examples=MAX_EXAMPLES if row.max_examples is None else row.max_examples,
+        missed=row.missed,
+        strikes=row.strikes,
     )

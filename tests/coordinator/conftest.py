@@ -341,10 +341,10 @@ def served():
 def enroll():
     """Enrolls a device and makes its fake: enroll(directory, manifest, name, tasks)."""
 
-    def make(directory, manifest, name, tasks, *, database="", **options):
+    def make(directory, manifest, name, tasks, *, database="", bounds=None, **options):
         token = new_token()
         store = open_store(directory, manifest, database)
-        store.registry.enroll(name, token_digest(token), time.time())
+        store.registry.enroll(name, token_digest(token), time.time(), **(bounds or {}))
         store.close()
         return FakeDevice(manifest, name, token, tasks, **options)
 

@@ -82,6 +82,35 @@ def test_a_hello_that_does_not_fit_is_refused_with_the_fix(federation, enroll, r
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("tasks", "bounds", "code", "option"),
+    [
+        ({"kinds": 10**12}, {}, "examples", "--max-examples 1000000000000"),
+        ({"kinds": 1_000_001}, {}, "examples", "--max-examples 1000001"),
+        ({"kinds": 11}, {"max_examples": 10}, "examples", "--max-examples 11"),
+        ({"senses": 1}, {"allowed_tasks": ["kinds"]}, "task_not_allowed", "--task senses"),
+    ],
+)
+def test_a_hello_beyond_the_bounds_of_its_token_is_refused(
+    federation, enroll, running, command, tasks, bounds, code, option
+):
+    """One token that claimed 10^12 examples made the average its own; any token could claim any task."""
+    directory, manifest = federation(**ONE_ROUND)
+    device = enroll(directory, manifest, "one", tasks, bounds=bounds)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            refused = await device.connect(service.url)
+            assert (refused.type, refused.code) == ("refuse", code)
+            assert option in refused.fix and "--renew" in refused.fix
+            assert service.federation.machine.members == set()
+            arguments = ["enroll", "one", directory, "--renew", *option.split()]
+            device.token = (await asyncio.to_thread(command, *arguments)).stdout.strip()
+            assert (await device.take_part(service.url)).code == "done"
+
+    asyncio.run(main())
+
+
 def test_a_second_connection_replaces_the_first_and_the_round_goes_on(federation, enroll, running):
     directory, manifest = federation(**ONE_ROUND)
     device = enroll(directory, manifest, "one", IMAGES)
@@ -153,12 +182,12 @@ def test_a_connection_with_the_new_token_outlives_the_old_tokens_end(federation,
 
     async def main():
         async with running(directory, manifest) as service:
-            old = service.federation._tokens["one"]
+            old = service.federation.enrolment("one")
             device.token = new_token()
             digest = token_digest(device.token)
             await asyncio.to_thread(service.store.registry.enroll, "one", digest, 2.0, renew=True)
             assert (await device.connect(service.url)).type == "welcome"
-            await service.until(lambda: service.federation._tokens["one"] != old)
+            await service.until(lambda: service.federation.enrolment("one") != old)
             assert (await device.hear()).type == "train"
             await asyncio.sleep(0.1)
             assert service.plane.links["one"].conversation is not None and device.socket.close_code is None

@@ -40,6 +40,19 @@ def test_a_token_file_is_private_and_is_left_alone_by_a_refused_enroll(federatio
     assert [entry.name for entry in tmp_path.iterdir() if "token" in entry.name] == ["one.token"]
 
 
+def test_enroll_binds_a_token_to_tasks_and_to_a_number_of_examples(federation, command):
+    directory, _ = federation()
+    command("enroll", "one", directory, "--task", "kinds", "--task", "senses", "--max-examples", 7)
+    command("enroll", "two", directory)
+    one, two = json.loads(command("devices", directory, "--json").stdout)
+    assert (one["allowed_tasks"], one["max_examples"]) == (["kinds", "senses"], 7)
+    assert (two["allowed_tasks"], two["max_examples"]) == (None, 1_000_000)
+    wrong = command("enroll", "three", directory, "--task", "kind", check=False)
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
+    assert "no task 'kind'; did you mean 'kinds'?" in wrong.stderr
+    assert len(json.loads(command("devices", directory, "--json").stdout)) == 2
+
+
 def test_devices_and_revoke(federation, command):
     directory, _ = federation()
     command("enroll", "one", directory)

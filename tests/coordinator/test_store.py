@@ -8,11 +8,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import null
 from sqlalchemy.exc import IntegrityError
 
 from coordinator.database import NEWEST, connect
+from coordinator.registry import MAX_EXAMPLES, Enrolment
 from coordinator.rounds import History
-from coordinator.schema import metadata
+from coordinator.schema import devices, metadata
 from coordinator.store import Contribution, Store, Version
 from tap_core.errors import UsageError
 
@@ -124,6 +126,28 @@ def test_devices_are_enrolled_found_by_token_and_revoked(store):
         store.registry.revoke("a", 4.0)
     store.registry.enroll("a", "3" * 64, 5.0)
     assert store.registry.device_of_token("3" * 64).name == "a"
+
+
+def test_a_tokens_bounds_are_the_default_until_given_and_stay_when_it_is_renewed(store):
+    enroll, enrolments = store.registry.enroll, store.registry.enrolments
+    enroll("a", "1" * 64, 1.0)
+    assert enrolments() == {"a": Enrolment("1" * 64, None, MAX_EXAMPLES)} and MAX_EXAMPLES == 1_000_000
+    enroll("a", "2" * 64, 2.0, renew=True, allowed_tasks=["senses", "kinds"])
+    assert enrolments() == {"a": Enrolment("2" * 64, ("kinds", "senses"), MAX_EXAMPLES)}
+    enroll("a", "3" * 64, 3.0, renew=True, max_examples=5)
+    enroll("a", "4" * 64, 4.0, renew=True)
+    assert enrolments() == {"a": Enrolment("4" * 64, ("kinds", "senses"), 5)}
+    store.registry.revoke("a", 5.0)
+    assert enrolments() == {}
+    enroll("a", "5" * 64, 6.0)
+    assert enrolments() == {"a": Enrolment("5" * 64, None, MAX_EXAMPLES)}
+
+
+def test_a_device_enrolled_before_there_were_bounds_has_the_default(store):
+    store.registry.enroll("a", "1" * 64, 1.0)
+    with store.engine.begin() as db:
+        db.execute(devices.update().values(max_examples=None, allowed_tasks=null()))
+    assert store.registry.enrolments() == {"a": Enrolment("1" * 64, None, MAX_EXAMPLES)}
 
 
 def test_two_federations_do_not_see_each_other(store, url):
