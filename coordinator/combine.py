@@ -65,7 +65,7 @@ def _combine_one(form: Form, given: Mapping[str, Contribution], number: int, blo
     updates = {
         device: (contribution.examples, blobs.get(contribution.digest)) for device, contribution in given.items()
     }
-    data = form.mean(updates)
+    data = form.aggregate(updates)
     digest = digest_of(data)
     blobs.stage(ROUND, digest, data)
     return Version(number + 1, digest, len(data), len(given))

@@ -26,8 +26,8 @@ from coordinator.checks import Membership
 from coordinator.combine import combine
 from coordinator.forms import Form
 from coordinator.metrics import Metrics
-from coordinator.repair import examine, repair_at_start, round_under_way
 from coordinator.registry import Enrolment
+from coordinator.repair import examine, repair_at_start, round_under_way
 from coordinator.rounds import Rounds
 from coordinator.store import Contribution, Store, Version
 from coordinator.supervisor import Supervisor
@@ -121,9 +121,9 @@ class Federation:
 
     async def start(self) -> None:
         """Take up the federation where the store left it."""
-        shapes, dtype = self.manifest.components, self.manifest.config.wire.dtype
-        self.forms = {name: Form(name, spec.shapes, dtype) for name, spec in shapes.items()}
         config = self.manifest.config
+        how = (config.wire.dtype, config.rounds.aggregation, config.rounds.trim)
+        self.forms = {name: Form(name, spec.shapes, *how) for name, spec in self.manifest.components.items()}
         referenced = await asyncio.to_thread(self.store.referenced, config.rounds.keep_versions)
         await asyncio.to_thread(self.blobs.recover, referenced)
         await asyncio.to_thread(repair_at_start, self.directory, self.manifest, self.store, self.blobs)

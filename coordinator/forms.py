@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from protocol.tensors import DTYPES, ComponentTensors, decode_tensors, encode_tensors, encoded_size_limit
-from tap_core.aggregation import aggregate
+from tap_core.aggregation import Weighted, aggregate
+from tap_core.config import Aggregation
 
 _LENGTH_BYTES = 8
 _BLOCK = 1 << 16
@@ -20,10 +21,18 @@ _VALUES = "values"
 
 
 class Form:
-    """The form of one component: ``name``, shapes and dtype from the federation's manifest."""
+    """The form of one component: ``name``, shapes and dtype from the federation's manifest, and how it is combined."""
 
-    def __init__(self, name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str):
+    def __init__(
+        self,
+        name: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: str,
+        aggregation: Aggregation = "mean",
+        trim: float = 0.2,
+    ):
         self.name, self.shapes, self.dtype = name, shapes, dtype
+        self.aggregation, self.trim = aggregation, trim
         zeros = {key: np.zeros(shape, DTYPES[dtype]) for key, shape in shapes.items()}
         empty = encode_tensors(ComponentTensors(name, zeros))
         self._header = empty[: _LENGTH_BYTES + int.from_bytes(empty[:_LENGTH_BYTES], "little")]
@@ -37,18 +46,21 @@ class Form:
         if values is None or not _all_finite(values):
             decode_tensors(self.name, data, shapes=self.shapes, dtype=self.dtype)
 
-    def mean(self, updates: Mapping[str, tuple[int, bytes]]) -> bytes:
+    def aggregate(self, updates: Mapping[str, tuple[int, bytes]]) -> bytes:
         """`tap_core.aggregation.aggregate` of {device: (examples, checked bytes)}, as the bytes of the result."""
         flat = {device: (count, self._flat(data)) for device, (count, data) in updates.items()}
         given = {device: (count, {_VALUES: values}) for device, (count, values) in flat.items() if values is not None}
         if len(given) == len(updates):
-            mean = aggregate(given, DTYPES[self.dtype])[_VALUES]
-            return b"".join((self._header, mean.view(np.uint8).data))
+            combined = self._combined(given)[_VALUES]
+            return b"".join((self._header, combined.view(np.uint8).data))
         decoded = {
             device: (count, decode_tensors(self.name, data, shapes=self.shapes, dtype=self.dtype).tensors)
             for device, (count, data) in updates.items()
         }
-        return encode_tensors(ComponentTensors(self.name, aggregate(decoded, DTYPES[self.dtype])))
+        return encode_tensors(ComponentTensors(self.name, self._combined(decoded)))
+
+    def _combined(self, updates: Mapping[str, Weighted]) -> "dict[str, np.ndarray[Any, Any]]":
+        return aggregate(updates, DTYPES[self.dtype], self.aggregation, self.trim)
 
     def _flat(self, data: bytes) -> "np.ndarray[Any, Any] | None":
         """All values in the order of the bytes; None if the header is another one than ours."""

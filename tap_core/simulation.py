@@ -50,14 +50,14 @@ def owned(W: Tensors, participant: Participant) -> Tensors:
 
 
 def next_components(W: Tensors, outcomes: Mapping[str, RoundOutcome], config: FederationConfig) -> Tensors:
-    """W_r <- sum_i n_{i,r} w_{i,r} / sum_i n_{i,r} over S_r; a component with too small an S_r keeps its value."""
-    updated = dict(W)
+    """W_r <- the aggregate over S_r (`aggregation`); a component with too small an S_r keeps its value."""
+    rounds, updated = config.rounds, dict(W)
     for r in sorted(W):
         S_r = {
             i: (outcome.update.examples[r], outcome.update.components[r])
             for i, outcome in outcomes.items()
             if r in outcome.update.components
         }
-        if len(S_r) >= config.rounds.min_cohort:
-            updated[r] = aggregate(S_r, WIRE_DTYPES[config.wire.dtype])
+        if len(S_r) >= rounds.min_cohort:
+            updated[r] = aggregate(S_r, WIRE_DTYPES[config.wire.dtype], rounds.aggregation, rounds.trim)
     return updated

@@ -1,6 +1,7 @@
 """The device plane over real sockets, with scripted devices: rounds, transfers, updates, and what crosses the wire."""
 
 import asyncio
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from protocol.codec import decode, encode
 from protocol.messages import CHUNK, Chunk, ComponentRef, Done, Fetch, Heartbeat
 from protocol.tensors import DTYPES, ComponentTensors, decode_tensors, digest_of, encode_tensors
 from tap_core.aggregation import aggregate
+from tap_core.simulation import next_components
 
 IMAGES, TEXTS, BOTH = {"kinds": 10}, {"senses": 30}, {"kinds": 4, "captions": 8}
 
@@ -34,6 +36,40 @@ def run_to_the_end(running, directory, manifest, devices):
             assert service.federation.ended.is_set()
 
     asyncio.run(main())
+
+
+def simulated(manifest, devices, turn, **rounds):
+    """What the simulator makes of the updates that the devices sent in a round, as bytes by component; ``rounds``
+    replaces settings of the federation."""
+    config = manifest.config.model_copy(update={"rounds": manifest.config.rounds.model_copy(update=rounds)})
+
+    def decoded(components):
+        return {
+            name: decode_tensors(name, data, shapes=manifest.components[name].shapes, dtype=config.wire.dtype).tensors
+            for name, data in components.items()
+        }
+
+    before, outcomes = {}, {}
+    for device in devices:
+        before |= decoded(device.offers[turn][1])
+        update = SimpleNamespace(examples=device.examples, components=decoded(device.sent_updates[turn]))
+        outcomes[device.name] = SimpleNamespace(update=update)
+    after = next_components(before, outcomes, config)
+    return {name: encode_tensors(ComponentTensors(name, tensors)) for name, tensors in after.items()}
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "trimmed_mean", "median"])
+def test_every_way_to_aggregate_gives_the_simulators_bits(federation, enroll, running, aggregation):
+    how = {"aggregation": aggregation, "trim": 0.25}
+    directory, manifest = federation(total=2, clients_per_round=4, min_devices=4, **how)
+    scales = {"one": (IMAGES, 0.5), "two": (TEXTS, -0.25), "three": (BOTH, 1.5), "four": ({**IMAGES, **TEXTS}, 3)}
+    devices = [enroll(directory, manifest, name, tasks, scale=scale) for name, (tasks, scale) in scales.items()]
+    run_to_the_end(running, directory, manifest, devices)
+    for turn in range(2):
+        expected = simulated(manifest, devices, turn)
+        for device in devices:
+            assert device.offers[turn + 1][1] == {name: expected[name] for name in device.owned}
+        assert (expected == simulated(manifest, devices, turn, aggregation="mean")) == (aggregation == "mean")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

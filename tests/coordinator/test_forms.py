@@ -38,20 +38,21 @@ def reordered(data):
     return struct.pack("<Q", len(header)) + header + b"".join(pieces)
 
 
+@pytest.mark.parametrize("how", ["mean", "trimmed_mean", "median"])
 @pytest.mark.parametrize("dtype", list(DTYPES))
-def test_the_mean_is_that_of_the_general_way_bit_for_bit(dtype):
-    form = Form("c", SHAPES, dtype)
+def test_the_aggregate_is_that_of_the_general_way_bit_for_bit(dtype, how):
+    form = Form("c", SHAPES, dtype, how, 0.3)
     updates = {device: (n, encoded(n, dtype)) for device, n in (("b", 3), ("a", 11), ("c", 1))}
     tensors = {
         device: (n, decode_tensors("c", data, shapes=SHAPES, dtype=dtype).tensors)
         for device, (n, data) in updates.items()
     }
-    expected = encode_tensors(ComponentTensors("c", aggregate(tensors, DTYPES[dtype])))
-    assert form.mean(updates) == expected
+    expected = encode_tensors(ComponentTensors("c", aggregate(tensors, DTYPES[dtype], how, 0.3)))
+    assert form.aggregate(updates) == expected
     strange = {**updates, "a": (11, reordered(updates["a"][1]))}
     assert strange["a"][1] != updates["a"][1]
     form.check(strange["a"][1])
-    assert form.mean(strange) == expected
+    assert form.aggregate(strange) == expected
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES))

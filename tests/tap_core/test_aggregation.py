@@ -1,4 +1,4 @@
-"""Aggregation: exact numbers, one rounding, and no dependence on the order of arrival."""
+"""Aggregation: exact numbers, one rounding, and no dependence on the order of arrival, in each of its three ways."""
 
 from fractions import Fraction
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tap_core.aggregation import aggregate
+from tap_core.aggregation import aggregate, trimmed
 
 FLOAT32 = np.dtype(np.float32)
 DTYPES = [FLOAT32, np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
@@ -50,8 +50,9 @@ def test_small_terms_survive_because_the_sum_is_in_float64():
     ),
     order=st.randoms(use_true_random=False),
     dtype=st.sampled_from(DTYPES),
+    how=st.sampled_from(["mean", "trimmed_mean", "median"]),
 )
-def test_order_of_arrival_does_not_change_a_bit(values, order, dtype):
+def test_order_of_arrival_does_not_change_a_bit(values, order, dtype, how):
     random = np.random.default_rng(len(values))
     updates = {
         f"device-{i}": (
@@ -65,7 +66,7 @@ def test_order_of_arrival_does_not_change_a_bit(values, order, dtype):
     }
     arrived = list(updates.items())
     order.shuffle(arrived)
-    first, second = aggregate(updates, dtype), aggregate(dict(arrived), dtype)
+    first, second = aggregate(updates, dtype, how), aggregate(dict(arrived), dtype, how)
     assert list(first) == list(second) == ["b", "w"]
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
 
@@ -118,6 +119,68 @@ def test_updates_are_not_changed():
     update = tensors(1, 2)
     aggregate({"a": (3, update), "b": (1, tensors(0, 0))}, FLOAT32)
     assert update["w"].tolist() == [1, 2]
+
+
+def plain(how, trim, values):
+    """The definition for the values of one place, in exact arithmetic."""
+    ranked, n = sorted(map(Fraction, values)), len(values)
+    if how == "median":
+        middle = ranked[n // 2 : n // 2 + 1] if n % 2 else ranked[n // 2 - 1 : n // 2 + 1]
+    else:
+        count = max(1, int(Fraction(str(trim)) * n)) if n >= 3 else 0
+        middle = ranked[count : n - count]
+    return sum(middle) / len(middle)
+
+
+@given(
+    values=st.lists(
+        st.tuples(st.integers(1, 10**6), st.lists(st.integers(-(2**20), 2**20), min_size=3, max_size=3)),
+        min_size=1,
+        max_size=11,
+    ),
+    trim=st.sampled_from([0.05, 0.2, 0.34, 0.49]),
+)
+@pytest.mark.parametrize("how", ["trimmed_mean", "median"])
+def test_trimmed_mean_and_median_are_the_nearest_floats_to_their_definition(how, values, trim):
+    updates = {f"d{i}": (n, tensors(*row)) for i, (n, row) in enumerate(values)}
+    expected = [np.float32(float(plain(how, trim, column))) for column in zip(*(row for _, row in values), strict=True)]
+    assert aggregate(updates, FLOAT32, how, trim)["w"].tolist() == expected
+
+
+def test_how_many_are_left_out_at_either_end():
+    assert [trimmed(n, 0.2) for n in (1, 2, 3, 4, 5, 9, 10, 15)] == [0, 0, 1, 1, 1, 1, 2, 3]
+    assert trimmed(100, 0.29) == 29  # 0.29 * 100 is 28.999999999999996
+    assert all(n - 2 * trimmed(n, 0.499) >= 1 for n in range(1, 200))
+
+
+@pytest.mark.parametrize("how", ["trimmed_mean", "median"])
+def test_what_one_device_says_is_bounded_by_what_the_others_say(how):
+    """However large its values and its number of examples."""
+    honest = {f"d{i}": (10, tensors(1 + i / 8, -1 - i / 8)) for i in range(3)}
+    for value in (3e38, -3e38, 1e6):
+        poisoned = aggregate({**honest, "evil": (10**12, tensors(value, -value))}, FLOAT32, how)["w"]
+        assert 1 <= poisoned[0] <= 1.25 and -1.25 <= poisoned[1] <= -1
+    assert abs(aggregate({**honest, "evil": (10**12, tensors(3e38, 0))}, FLOAT32)["w"][0]) > 1e38
+
+
+def test_two_devices_are_averaged_alike_and_one_keeps_its_bits():
+    two = {"a": (1, tensors(1, -3)), "b": (99, tensors(2, -4))}
+    for how in ("trimmed_mean", "median"):
+        assert aggregate(two, FLOAT32, how)["w"].tolist() == [1.5, -3.5]
+        alone = tensors(-0.0, 0.1)
+        assert aggregate({"a": (7, alone)}, FLOAT32, how)["w"].tobytes() == alone["w"].tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("how", ["trimmed_mean", "median"])
+@pytest.mark.parametrize("size", [1, 2**15 // 5, 2**15 // 5 + 1, 50_003])
+def test_blocks_of_sorted_values_do_not_show(how, size, dtype):
+    random = np.random.default_rng(size)
+    updates = {device: (1, {"w": random.normal(size=size).astype(dtype)}) for device in "abcde"}
+    stacked = np.sort([update["w"].astype(np.float64) for _, update in updates.values()], axis=0)
+    whole = stacked[2] if how == "median" else (stacked[1] + stacked[2] + stacked[3]) / 3
+    one = aggregate({"a": (1, {"w": whole})}, dtype)["w"]  # rounded once
+    assert aggregate(updates, dtype, how)["w"].tobytes() == one.tobytes()
 
 
 @pytest.mark.parametrize(
