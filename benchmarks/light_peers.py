@@ -36,6 +36,9 @@ def run_device(directory: Path, name: str, token: str, orders: "Connection") -> 
 class Device:
     """A real session whose training does nothing but change a few bits of each component."""
 
+    connecting: dict[str, Any] = LIMITS
+    """What is given to `websockets.connect` beside the address and the token."""
+
     def __init__(self, manifest: FederationManifest, name: str):
         self.manifest, self.name = manifest, name
         self.mark = int(name.rpartition("-")[2]) + 1
@@ -47,18 +50,25 @@ class Device:
         """From hello to bye; returns the bytes moved."""
         headers = {"Authorization": f"Bearer {token}"}
         subprotocols: Any = [SUBPROTOCOL]
-        async with connect(url, additional_headers=headers, subprotocols=subprotocols, **LIMITS) as socket:
-            facts = {"device": self.name, "federation": self.manifest.config.name, "tasks": self.tasks}
-            foundation = self.manifest.foundation_digest
-            await self.send(socket, self.session.send(Hello(**facts, foundation=foundation, schema_version=1)))
+        async with connect(url, additional_headers=headers, subprotocols=subprotocols, **self.connecting) as socket:
+            await self.send(socket, self.session.send(self.hello()))
             while (message := await self.hear(socket)).type != "bye":
                 match message:
-                    case Train(round=number, components=components):
-                        await self.report(socket, number, self.train(number, await self.fetch(socket, components)))
+                    case Train():
+                        await self.take_round(socket, message)
                     case Finish(components=components):
                         await self.fetch(socket, components)
                         await self.send(socket, self.session.send(Done()))
         return self.bytes
+
+    def hello(self) -> Hello:
+        facts = {"device": self.name, "federation": self.manifest.config.name, "tasks": self.tasks}
+        return Hello(**facts, foundation=self.manifest.foundation_digest, schema_version=self.manifest.schema_version)
+
+    async def take_round(self, socket: ClientConnection, train: Train) -> None:
+        trained = self.train(train.round, await self.fetch(socket, train.components))
+        answer = await self.report(socket, train.round, trained)
+        assert answer.type == "accepted", answer
 
     async def send(self, socket: ClientConnection, data: bytes) -> None:
         self.bytes += len(data)
@@ -83,22 +93,29 @@ class Device:
         return {ref.name: blobs[ref.digest] for ref in refs}
 
     def train(self, number: int, components: dict[str, bytes]) -> dict[str, bytes]:
-        """The least training there is: change the last bits of the last value of each component."""
+        """The least training there is: change the last value of each component a little, and always about as much (an
+        update far larger than those before it would be rejected)."""
         mask = 1 + (7 * number + self.mark) % 255
-        return {name: b"".join((data[:-4], bytes([data[-4] ^ mask]), data[-3:])) for name, data in components.items()}
+        return {
+            name: b"".join((data[:-4], bytes([data[-4] ^ mask, data[-3] ^ 4]), data[-2:]))
+            for name, data in components.items()
+        }
 
-    async def report(self, socket: ClientConnection, number: int, trained: dict[str, bytes]) -> None:
-        by_digest = {digest_of(data): data for data in trained.values()}
+    async def report(self, socket: ClientConnection, number: int, trained: dict[str, bytes]) -> Any:
+        """Send an update and what is wanted of it; returns the answer: accepted or rejected."""
+        digests = {name: digest_of(data) for name, data in trained.items()}
+        by_digest = {digest: trained[name] for name, digest in digests.items()}
         refs = tuple(
-            ComponentRef(name=name, version=number, digest=digest, size=len(data))
-            for name, (digest, data) in zip(trained, by_digest.items(), strict=True)
+            ComponentRef(name=name, version=number, digest=digests[name], size=len(data))
+            for name, data in trained.items()
         )
-        examples = examples_per_component(self.manifest.config.tasks.values(), self.tasks)
+        owned = self.manifest.config.tasks_named(self.tasks)
+        examples = examples_per_component(owned, self.tasks)
         await self.send(socket, self.session.send(Update(round=number, examples=examples, components=refs)))
         while (event := await self.hear(socket)).type == "want":
             for chunk in self.session.send_blob(event.digest, by_digest[event.digest], event.offset):
                 await self.send(socket, chunk)
-        assert event.type == "accepted", event
+        return event
 
 
 def echo_messages(manifest: FederationManifest) -> Iterator[int]:

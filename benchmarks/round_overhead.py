@@ -150,14 +150,21 @@ def write_federation(directory: Path, case: Case, rounds: int) -> FederationMani
             "rounds": {"total": rounds, "deadline": 600, **everyone},
         }
     )
-    (directory / COMPONENTS_DIRECTORY).mkdir(parents=True)
     names = owned_components(config.tasks.values())
     values = max(1, round(case.megabytes * MEGABYTE / 4 / case.tensors))
+    counts = [case.tensors // len(names) + (place < case.tensors % len(names)) for place in range(len(names))]
+    return save_federation(
+        directory, config, {name: [values] * max(1, n) for name, n in zip(names, counts, strict=True)}
+    )
+
+
+def save_federation(directory: Path, config: FederationConfig, sizes: dict[str, list[int]]) -> FederationManifest:
+    """Write a federation whose components are made of random tensors with so many values each."""
+    (directory / COMPONENTS_DIRECTORY).mkdir(parents=True)
     random = np.random.default_rng(0)
     components = {}
-    for place, name in enumerate(names):
-        count = case.tensors // len(names) + (place < case.tensors % len(names))
-        tensors = {f"t{i}": random.standard_normal(values, np.float32) for i in range(max(1, count))}
+    for name, lengths in sizes.items():
+        tensors = {f"t{i}": random.standard_normal(length, np.float32) for i, length in enumerate(lengths)}
         data = encode_tensors(ComponentTensors(name, tensors))
         digest = digest_of(data)
         (directory / COMPONENTS_DIRECTORY / f"{digest}.safetensors").write_bytes(data)
@@ -180,12 +187,14 @@ def enroll(directory: Path, manifest: FederationManifest, names: list[str]) -> d
     return tokens
 
 
-def start_coordinator(directory: Path) -> tuple["subprocess.Popen[bytes]", int]:
+def start_coordinator(directory: Path, port: int = 0, *options: str) -> tuple["subprocess.Popen[bytes]", int]:
     """Serve the directory; returns the process and the port of the device plane."""
-    command = [sys.executable, "-m", "coordinator.cli", "serve", str(directory), "--port", "0", "--http-port", "0"]
-    with open(directory / "serve.log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
     paths, limit = StatePaths(directory), time.monotonic() + START_SECONDS
+    paths.addresses.unlink(missing_ok=True)  # a coordinator that was killed leaves it
+    ports = ["--port", str(port), "--http-port", "0"]
+    command = [sys.executable, "-m", "coordinator.cli", "serve", str(directory), *ports, *options]
+    with open(directory / "serve.log", "ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
     while not paths.addresses.exists():
         if process.poll() is not None or time.monotonic() > limit:
             process.kill()
