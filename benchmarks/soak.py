@@ -49,11 +49,14 @@ from hostile_peers import MEMBER_ACTS, OUTSIDER_ACTS, Campaign, member_name
 from round_overhead import peak_megabytes
 from soak_facts import Absence, Sample, differences, disk_usage, kill_times, values_in
 from soak_ground import MANY_ROUNDS, OWNED, PATIENCE, Ground, Settings, run_undisturbed
-from soak_report import Seen, judge, table
+from soak_report import MORE_DESCRIPTORS, Seen, judge, table
 
 from coordinator.blobs import BlobError
 from coordinator.config import StatePaths
 from tap_core.sampling import derive_seed
+
+SETTLING = 15.0
+"""Seconds after which connections that are gone must have given back their descriptors."""
 
 
 class Soak:
@@ -87,6 +90,8 @@ class Soak:
             del ground.peers["hostile"]
         while time.monotonic() < began + settings.seconds:
             self._tick()
+        most = self.seen.before.descriptors + MORE_DESCRIPTORS
+        self._until(lambda: self._sample().descriptors <= most, SETTLING)  # closing handshakes take their time
         self.seen.after = self._sample()
         self._stop()
         return self.seen
