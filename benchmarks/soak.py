@@ -73,12 +73,11 @@ class Soak:
         ground, settings = self.ground, self.settings
         self.serve()
         ground.start_honest(disturbed=True)
-        began = time.monotonic()
         if not self._until(lambda: self._committed() > 0, PATIENCE + settings.deadline):
             self.seen.broken.append("no round was committed while all was calm")
             return self.seen
-        self.seen.before = self._sample()
-        self._plan(time.monotonic(), began + settings.seconds - settings.calm)
+        self.seen.before, began = self._sample(), time.monotonic()
+        self._plan(began, began + settings.seconds - settings.calm)
         self._hostile()
         while time.monotonic() < began + settings.seconds - settings.calm:
             self._tick()
