@@ -5,6 +5,7 @@ It knows names and texts; what an act does is the business of who records it.
 
 import getpass
 from dataclasses import dataclass
+from datetime import datetime, timezone
 
 from sqlalchemy import Connection, Engine, insert, select
 
@@ -40,6 +41,11 @@ def entries(engine: Engine, federation: str, last: int | None = None) -> list[En
     with reading(engine) as db:
         rows = db.execute(query).all()
     return [Entry(row.at, row.actor, row.act, row.subject, row.detail) for row in reversed(rows)]
+
+
+def clock(seconds: float) -> str:
+    """A time (seconds since 1970) as people read it."""
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def user_of_the_host() -> str:

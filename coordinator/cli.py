@@ -4,37 +4,30 @@ Commands other than `serve` work on the store, and so whether or not the service
 """
 
 import asyncio
-import contextlib
 import difflib
 import json
-import os
-import re
-import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from coordinator.audit import user_of_the_host
+from coordinator.audit import clock, entries, user_of_the_host
+from coordinator.cli_common import AsJson, Database, Directory, opened_store, require_name, secret_written, show_secret
 from coordinator.config import ServiceSettings, StatePaths, load_settings
-from coordinator.database import connect
-from coordinator.founding import check_identity
-from coordinator.identity import new_token, token_digest
+from coordinator.durations import seconds_of
+from coordinator.identity import new_code, new_token, token_digest
 from coordinator.lock import is_locked, serving_lock
-from coordinator.registry import MAX_EXAMPLES, Device
+from coordinator.registry import MAX_EXAMPLES
 from coordinator.repair import roll_back
-from coordinator.standing import recorded
-from coordinator.store import Store
+from coordinator.standing import enrolled_facts, recorded
 from coordinator.verify import blobs_of
 from coordinator.verify import verify as verify_all
 from tap_core.command_line import make_app, one_line_errors, working
-from tap_core.config import NAME_PATTERN, FederationConfig
+from tap_core.config import FederationConfig
 from tap_core.errors import TapError, UsageError
 from tap_core.manifest import load_manifest
 
@@ -42,29 +35,10 @@ STOP_SECONDS = 30.0
 
 app = make_app("Serve a federation of devices, and look after it.")
 
-Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Federation directory, made by tap init.")]
-Database = Annotated[str | None, typer.Option(help=str(ServiceSettings.model_fields["database"].description))]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 
 def _help(name: str) -> str:
     field = ServiceSettings.model_fields[name]
     return f"{field.description} [default: {field.default}]"
-
-
-@contextlib.contextmanager
-def _store(directory: Path, database: str | None) -> Iterator[tuple[Store, StatePaths]]:
-    """The store of a federation directory, whether or not it is being served."""
-    settings = load_settings({"database": database})
-    manifest = load_manifest(directory)
-    paths = StatePaths(directory)
-    paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    store = Store(connect(paths.database_url(settings.database)), manifest.config.name)
-    try:
-        check_identity(paths, store)
-        yield store, paths
-    finally:
-        store.close()
 
 
 @app.command(epilog="Example: tap-coordinator serve federation --host 0.0.0.0 --port 8710")
@@ -89,13 +63,19 @@ def serve(
     asyncio.run(service.serve(directory, settings, exit_when_done=exit_when_done))
 
 
-@app.command(epilog="Example: tap-coordinator enroll kitchen-1 federation --token-file kitchen-1.token")
+@app.command(
+    epilog="Example: tap-coordinator enroll kitchen-1 federation --token-file kitchen-1.token | "
+    "tap-coordinator enroll kitchen-2 federation --code --expires 90d"
+)
 @one_line_errors
 def enroll(
     device: Annotated[str, typer.Argument(metavar="DEVICE", help="The device's name.")],
     directory: Directory,
-    token_file: Annotated[Path | None, typer.Option(help="Write the token here (mode 0600); do not print it.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="Write it here (mode 0600); do not print it.")] = None,
     renew: Annotated[bool, typer.Option(help="Replace the token of a device that is enrolled already.")] = False,
+    expires: Annotated[str | None, typer.Option(help="Token is void after so long (90d, 12h, 30m); never.")] = None,
+    code: Annotated[bool, typer.Option("--code", help="Make a one-time code for tap-client enroll instead.")] = False,
+    code_expires: Annotated[str, typer.Option(help="How long the code may be used.")] = "1h",
     task: Annotated[
         list[str] | None, typer.Option(help="Task that the device may name; repeat it for more. [default: all]")
     ] = None,
@@ -108,24 +88,28 @@ def enroll(
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:
-    """Admit a device and make its token, which is shown this once: only its hash is stored.
+    """Admit a device and make its token or code, which is shown this once: only its hash is stored.
 
     With --renew the bounds (--task, --max-examples) stay as they were unless given anew.
     """
-    if not re.fullmatch(NAME_PATTERN, device):
-        raise UsageError(f"{device!r} is no device name: a-z, 0-9, '_' and '-', 64 characters at most")
+    require_name(device, "device")
     if token_file is not None and token_file.exists() and not renew:
         raise UsageError(f"{token_file} exists and may hold another device's token; give another --token-file")
     allowed = _known_tasks(task, load_manifest(directory).config) if task else None
-    token = new_token()
-    with _store(directory, database) as (store, _), _written(token_file, token):
-        digest, now = token_digest(token), time.time()
-        store.registry.enroll(device, digest, now, renew=renew, allowed_tasks=allowed, max_examples=max_examples)
-    if token_file is None:
-        typer.echo(json.dumps({"device": device, "token": token}) if as_json else token)
-    else:
-        shown = {"device": device, "token_file": str(token_file)}
-        typer.echo(json.dumps(shown) if as_json else f"{device}: token written to {token_file}")
+    kind, secret, now = ("code", new_code(), time.time()) if code else ("token", new_token(), time.time())
+    with opened_store(directory, database) as (store, _), secret_written(token_file, secret):
+        store.registry.enroll(
+            device,
+            token_digest(secret),
+            now,
+            renew=renew,
+            allowed_tasks=allowed,
+            max_examples=max_examples,
+            expires_at=now + seconds_of(expires, "--expires") if expires else None,
+            code_expires_at=now + seconds_of(code_expires, "--code-expires") if code else None,
+            actor=user_of_the_host(),
+        )
+    show_secret({"device": device}, kind, secret, token_file, as_json)
 
 
 def _known_tasks(names: list[str], config: FederationConfig) -> list[str]:
@@ -137,26 +121,6 @@ def _known_tasks(names: list[str], config: FederationConfig) -> list[str]:
     return names
 
 
-@contextlib.contextmanager
-def _written(path: Path | None, token: str) -> Iterator[None]:
-    """Write the token file, but put it in place only if the body succeeds."""
-    if path is None:
-        yield
-        return
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from None
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(token + "\n")
-        yield
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 @app.command(epilog="Example: tap-coordinator revoke kitchen-1 federation")
 @one_line_errors
 def revoke(
@@ -165,8 +129,8 @@ def revoke(
     database: Database = None,
 ) -> None:
     """Turn a device out: its connection ends, its token is void, its update of the open round does not count."""
-    with _store(directory, database) as (store, _):
-        store.registry.revoke(device, time.time())
+    with opened_store(directory, database) as (store, _):
+        store.registry.revoke(device, time.time(), actor=user_of_the_host())
         typer.echo(f"{device}: revoked")
 
 
@@ -174,32 +138,22 @@ def revoke(
 @one_line_errors
 def devices(directory: Directory, database: Database = None, as_json: AsJson = False) -> None:
     """List the devices that were ever enrolled."""
-    with _store(directory, database) as (store, _):
-        rows = [_device_facts(device) for device in store.registry.all()]
+    with opened_store(directory, database) as (store, _):
+        rows = [enrolled_facts(device, time.time()) for device in store.registry.all()]
     if as_json:
         typer.echo(json.dumps(rows))
     for row in [] if as_json else rows:
         tasks = ", ".join(f"{name} ({count})" for name, count in row["tasks"].items()) or "-"
-        typer.echo(f"{row['device']:<24} {row['state']:<9} enrolled {_clock(row['enrolled_at'])}  tasks: {tasks}")
-
-
-def _device_facts(device: Device) -> dict[str, Any]:
-    facts = asdict(device)
-    del facts["token_sha256"]
-    states = [
-        (device.revoked_at is not None, "revoked"),
-        (device.done_at is not None, "done"),
-        (device.away, "away"),
-        (device.joined_at is not None, "joined"),
-    ]
-    return {"device": facts.pop("name"), "state": next((name for is_so, name in states if is_so), "enrolled"), **facts}
+        until = row["code_expires_at"] or row["token_expires_at"]
+        when = f"enrolled {clock(row['enrolled_at'])}" + ("" if until is None else f", until {clock(until)}")
+        typer.echo(f"{row['device']:<24} {row['state']:<9} {when}  tasks: {tasks}")
 
 
 @app.command(epilog="Example: tap-coordinator status federation --json")
 @one_line_errors
 def status(directory: Directory, database: Database = None, as_json: AsJson = False) -> None:
     """Show the round under way and what each device does."""
-    with _store(directory, database) as (store, paths):
+    with opened_store(directory, database) as (store, paths):
         serving = is_locked(paths.lock)
         facts = {
             "serving": serving,
@@ -242,7 +196,7 @@ def rounds(
     as_json: AsJson = False,
 ) -> None:
     """List the attempts at rounds: who was sampled, who reported, who was missing, and why an attempt failed."""
-    with _store(directory, database) as (store, _):
+    with opened_store(directory, database) as (store, _):
         attempts = store.attempts(last)
     if as_json:
         typer.echo(json.dumps([asdict(attempt) for attempt in attempts]))
@@ -254,6 +208,24 @@ def rounds(
         typer.echo(f"{number}: {attempt.status}{took}; sampled {sampled}{missing}{reason}")
 
 
+@app.command(epilog="Example: tap-coordinator audit federation --last 20")
+@one_line_errors
+def audit(
+    directory: Directory,
+    last: Annotated[int | None, typer.Option(help="Only so many, the newest.", min=1)] = None,
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the administrative acts: when, who, what, to whom."""
+    with opened_store(directory, database) as (store, _):
+        acts = entries(store.engine, store.federation, last)
+    if as_json:
+        typer.echo(json.dumps([asdict(entry) for entry in acts]))
+    for entry in [] if as_json else acts:
+        what = " ".join(part for part in (entry.act, entry.subject) if part)
+        typer.echo(f"{clock(entry.at)}  {entry.actor}: {what}" + (f" ({entry.detail})" if entry.detail else ""))
+
+
 @app.command(epilog="Example: tap-coordinator pause federation --why 'new disks'")
 @one_line_errors
 def pause(
@@ -262,8 +234,8 @@ def pause(
     database: Database = None,
 ) -> None:
     """Let the open round close and open no other. Devices stay connected."""
-    with _store(directory, database) as (store, _):
-        store.set_paused(why)
+    with opened_store(directory, database) as (store, _):
+        store.set_paused(why, time.time(), actor=user_of_the_host())
         typer.echo("paused: the open round goes on to its close, no other opens")
 
 
@@ -271,8 +243,8 @@ def pause(
 @one_line_errors
 def resume(directory: Directory, database: Database = None) -> None:
     """Go on after pause, or after a round that failed too often."""
-    with _store(directory, database) as (store, _):
-        store.set_paused(None)
+    with opened_store(directory, database) as (store, _):
+        store.set_paused(None, time.time(), actor=user_of_the_host())
         typer.echo("resumed")
 
 
@@ -285,7 +257,7 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Take every component back to its value after a round, while no coordinator serves; rounds go on from there."""
-    with _store(directory, database) as (store, paths), serving_lock(paths.lock):
+    with opened_store(directory, database) as (store, paths), serving_lock(paths.lock):
         blobs = blobs_of(paths)
         actor = user_of_the_host()
         changed = roll_back(store, blobs, load_manifest(directory), to, actor=actor, at=time.time())
@@ -309,7 +281,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Read every stored byte and compare it with its digest. Exit code 1 if something is damaged or missing."""
-    with _store(directory, database) as (store, paths):
+    with opened_store(directory, database) as (store, paths):
         blobs = blobs_of(paths)
         with working("reading what is stored"):
             report = verify_all(directory, load_manifest(directory), store, blobs)
@@ -340,10 +312,10 @@ def verify(
 @one_line_errors
 def stop(directory: Directory, database: Database = None) -> None:
     """End the coordinator that serves DIR, and wait for it. A later serve goes on where it stopped."""
-    with _store(directory, database) as (store, paths):
+    with opened_store(directory, database) as (store, paths):
         if not is_locked(paths.lock):
             raise TapError(f"no coordinator serves {directory}")
-        store.request_stop(True)
+        store.request_stop(time.time(), actor=user_of_the_host())
         limit = time.monotonic() + STOP_SECONDS
         with working("waiting for the coordinator to end"):
             while is_locked(paths.lock):
@@ -356,10 +328,6 @@ def stop(directory: Directory, database: Database = None) -> None:
 def _round(number: int, attempt: int) -> str:
     """As people count, from 1; JSON and logs count from 0, as the wire does."""
     return f"round {number + 1}" + (f", attempt {attempt + 1}" if attempt else "")
-
-
-def _clock(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ It checks the token before the upgrade and hands each connection to a `Conversat
 """
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from http import HTTPStatus
 from typing import Any
@@ -18,6 +19,7 @@ from coordinator.conversation import Conversation
 from coordinator.federation import Federation
 from coordinator.identity import bearer_token, same_digest, token_digest
 from coordinator.link import Gone, Link
+from coordinator.registry import Device
 from coordinator.standing import device_facts
 from protocol.messages import MAX_MESSAGE, SUBPROTOCOL
 
@@ -118,17 +120,20 @@ class DevicePlane:
         headers = request.headers.get_all("Authorization")
         token = bearer_token(headers[0]) if len(headers) == 1 else None
         digest = token_digest(token) if token else ""
-        device = await asyncio.to_thread(self.federation.store.registry.device_of_token, digest) if token else None
+        device = await self._device_of(digest) if token else None
         if device is not None and same_digest(device.token_sha256, digest):
             connection.tap_device, connection.tap_token = device.name, digest  # type: ignore[attr-defined]
             return None
-        why = "the token is not valid or was revoked" if token else "the request carries no token"
+        why = "the token is not valid, was revoked or has expired" if token else "the request carries no token"
         self.federation.metrics.refused.labels("unauthorized").inc()
         log.warning("unauthorized", address=WebSocketPeer(connection).address, why=why)
         fix = "ask the operator for a token: tap-coordinator enroll DEVICE"
         response = connection.respond(HTTPStatus.UNAUTHORIZED, f"{why}; {fix}\n")
         response.headers["WWW-Authenticate"] = "Bearer"
         return response
+
+    async def _device_of(self, digest: str) -> Device | None:
+        return await asyncio.to_thread(self.federation.store.registry.device_of_token, digest, time.time())
 
     async def _converse(self, connection: ServerConnection) -> None:
         device: str = connection.tap_device  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -129,7 +129,8 @@ class Federation:
         await asyncio.to_thread(repair_at_start, self.directory, self.manifest, self.store, self.blobs)
         self._kept = await asyncio.to_thread(self.store.kept_versions, config.rounds.keep_versions)
         history = await asyncio.to_thread(self.store.history)
-        self._enrolments = await asyncio.to_thread(self.store.registry.enrolments)
+        self._enrolments = await asyncio.to_thread(self.store.registry.enrolments, time.time())
+        history = replace(history, members=history.members.intersection(self._enrolments))  # an expired one is none
         self._machine, actions = Rounds.restore(config.rounds, config.seed, history, time.monotonic())
         log.info("federation", name=config.name, round=history.round, rounds=config.rounds.total, paused=history.paused)
         if history.sampled is not None:
@@ -250,7 +251,7 @@ class Federation:
                 case events.CloseRound():
                     self._work.spawn(self._close_round(action))
                 case events.Hold(why):
-                    await self._surely(self.store.set_paused, why)
+                    await self._surely(self.store.set_paused, why, time.time())
                     log.warning("federation paused", why=why)
                 case events.Finish():
                     log.info("last round committed", rounds=self.manifest.config.rounds.total)
@@ -340,7 +341,7 @@ class Federation:
                 await self._perform(machine.handle(events.Spent(machine.round), time.monotonic()))
         if findings.lost and machine.paused is None:
             why = f"{findings.lost[0]} is damaged in every kept version; stop, restore a backup, serve and resume"
-            await self._surely(self.store.set_paused, why)
+            await self._surely(self.store.set_paused, why, time.time())
             await self._perform(machine.handle(events.Pause(why), time.monotonic()))
         for changed in self._listeners:
             changed()
@@ -366,7 +367,8 @@ class Federation:
 
     async def _check_ended(self) -> None:
         if self.machine.phase in ("finishing", "finished"):
-            enrolled = [d for d in await asyncio.to_thread(self.store.registry.all) if d.revoked_at is None]
+            now = time.time()
+            enrolled = [d for d in await asyncio.to_thread(self.store.registry.all) if d.is_admitted(now)]
             if enrolled and all(d.done_at is not None for d in enrolled):
                 self.ended.set()
 
@@ -397,9 +399,9 @@ class Federation:
             await self._expel()
 
     async def _expel(self) -> None:
-        """Turn out the devices whose token is no longer valid: revoked, or enrolled anew."""
+        """Turn out the devices whose token is no longer valid: revoked, expired, or replaced by another."""
         async with self._looking_up:
-            valid = await asyncio.to_thread(self.store.registry.enrolments)
+            valid = await asyncio.to_thread(self.store.registry.enrolments, time.time())
             before, self._enrolments = self._enrolments, valid
             gone = sorted(name for name, old in before.items() if self._token(name) != old.token_sha256)
         for device in gone:
@@ -408,7 +410,7 @@ class Federation:
                 removed(device, self._token(device))
             if device not in valid:
                 await self._handle(events.Removed(device))
-                await self._check_ended()
+        await self._check_ended()  # whoever is out, or lets a code expire, is no longer waited for
 
 
 def _digests(kept: Mapping[str, list[Version]]) -> set[str]:

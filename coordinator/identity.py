@@ -1,6 +1,6 @@
-"""Device tokens: made once, shown once, and known to the coordinator by their sha256 only.
+"""Tokens and codes: made once, shown once, and known to the coordinator by their sha256 only.
 
-A token is 256 random bits, so a plain hash is enough (there is no dictionary to try) and a lookup by hash tells an
+Each is 256 random bits, so a plain hash is enough (there is no dictionary to try) and a lookup by hash tells an
 attacker nothing. It knows strings; it does not know where they are stored or how they travel.
 """
 
@@ -8,13 +8,18 @@ import hashlib
 import hmac
 import secrets
 
-PREFIX = "tap_"
-"""So that secret scanners and people recognise a token."""
+DEVICE, CODE, OPERATOR = "tap_", "tapcode_", "tapop_"
+"""Prefixes, so that secret scanners and people recognise what it is."""
 
 
-def new_token() -> str:
+def new_token(prefix: str = DEVICE) -> str:
     """A fresh token: safe in a header, a file and a URL."""
-    return PREFIX + secrets.token_urlsafe(32)
+    return prefix + secrets.token_urlsafe(32)
+
+
+def new_code() -> str:
+    """A fresh one-time enrolment code."""
+    return new_token(CODE)
 
 
 def token_digest(token: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Engine, Row, func, insert, null, select, update
 
+from coordinator import audit
 from coordinator.database import reading
 from coordinator.schema import devices
 from tap_core.errors import UsageError
@@ -46,6 +47,19 @@ class Device:
     max_examples: int = MAX_EXAMPLES
     missed: int = 0
     strikes: int = 0
+    token_expires_at: float | None = None
+    code_expires_at: float | None = None
+    """While it has a code and no token yet."""
+
+    def is_valid(self, at: float) -> bool:
+        """Whether its token opens a connection: it has one, which is neither revoked nor expired."""
+        expired = self.token_expires_at is not None and self.token_expires_at <= at
+        return self.revoked_at is None and self.code_expires_at is None and not expired
+
+    def is_admitted(self, at: float) -> bool:
+        """Whether it may take part: with a valid token, or with a code that it may still exchange for one."""
+        has_code = self.revoked_at is None and self.code_expires_at is not None and self.code_expires_at > at
+        return has_code or self.is_valid(at)
 
 
 class Registry:
@@ -64,37 +78,49 @@ class Registry:
         renew: bool = False,
         allowed_tasks: Sequence[str] | None = None,
         max_examples: int | None = None,
+        expires_at: float | None = None,
+        code_expires_at: float | None = None,
+        actor: str = audit.SERVICE,
     ) -> None:
         """Admit a device, with nothing held against it. Raises UsageError if it is enrolled already, unless ``renew``
         (its old token is then void) or it was revoked.
 
         ``allowed_tasks`` and ``max_examples`` are the bounds of its `Enrolment`. None leaves those of a device that is
-        renewed as they are, and gives any other the default.
+        renewed as they are, and gives any other the default. ``expires_at``: when its token becomes void. With
+        ``code_expires_at`` the digest is that of a one-time code, valid till then, which the device exchanges for a
+        token (`credentials.py`).
         """
+        secret: dict[str, Any] = {"token_sha256": token_sha256, "token_expires_at": expires_at, "enrolled_at": at}
+        secret |= {"code_sha256": None, "code_expires_at": code_expires_at, "code_used_at": None}
+        if code_expires_at is not None:
+            secret |= {"token_sha256": f"-{token_sha256[1:]}", "code_sha256": token_sha256}  # "-": no token's digest
         bounds: dict[str, Any] = {"allowed_tasks": null() if allowed_tasks is None else sorted(set(allowed_tasks))}
         bounds["max_examples"] = MAX_EXAMPLES if max_examples is None else max_examples
         with self._engine.begin() as db:
             known = db.execute(select(devices).where(*self._device(device))).one_or_none()
             if known is None:
-                values: dict[str, Any] = {"federation": self._federation, "name": device, "token_sha256": token_sha256}
-                values |= {"away": 0, "missed": 0, "strikes": 0, **bounds}
-                db.execute(insert(devices).values(**values, enrolled_at=at))
+                values: dict[str, Any] = {"federation": self._federation, "name": device, **secret, **bounds}
+                db.execute(insert(devices).values(**values, away=0, missed=0, strikes=0))
             elif known.revoked_at is None and not renew:
                 raise UsageError(f"device {device!r} is enrolled already; use --renew to replace its token")
             else:
                 if known.revoked_at is None:
                     given = {"allowed_tasks": allowed_tasks, "max_examples": max_examples}
                     bounds = {name: bounds[name] for name, value in given.items() if value is not None}
-                change = {"token_sha256": token_sha256, "enrolled_at": at, "revoked_at": None, **bounds}
-                change |= {"missed": 0, "strikes": 0}
+                change = {**secret, "revoked_at": None, **bounds, "missed": 0, "strikes": 0}
                 db.execute(update(devices).where(*self._device(device)).values(**change))
+            act = "enroll" if known is None or known.revoked_at is not None else "renew"
+            detail = "with a code" if code_expires_at is not None else "with a token"
+            detail += "" if expires_at is None else f" that expires {audit.clock(expires_at)}"
+            audit.record(db, self._federation, at, actor, act, device, detail)
 
-    def revoke(self, device: str, at: float) -> None:
+    def revoke(self, device: str, at: float, *, actor: str = audit.SERVICE) -> None:
         """Refuse the device from now on. Raises UsageError if it is not enrolled."""
         with self._engine.begin() as db:
             where = (*self._device(device), devices.c.revoked_at.is_(None))
             if not db.execute(update(devices).where(*where).values(revoked_at=at)).rowcount:
                 raise UsageError(f"device {device!r} is not enrolled; see: tap-coordinator devices")
+            audit.record(db, self._federation, at, actor, "revoke", device)
 
     def all(self) -> list[Device]:
         """Every device ever enrolled, revoked ones included, sorted by name."""
@@ -102,20 +128,21 @@ class Registry:
             rows = db.execute(select(devices).where(devices.c.federation == self._federation).order_by(devices.c.name))
             return [_device_of(row) for row in rows]
 
-    def enrolments(self) -> dict[str, Enrolment]:
-        """What each device's token stands for; revoked devices have none."""
+    def enrolments(self, at: float) -> dict[str, Enrolment]:
+        """What each device's token stands for; devices whose token is revoked or expired have none."""
         return {
             device.name: Enrolment(device.token_sha256, device.allowed_tasks, device.max_examples)
             for device in self.all()
-            if device.revoked_at is None
+            if device.is_valid(at)
         }
 
-    def device_of_token(self, token_sha256: str) -> Device | None:
-        """The device with this token; None if there is none or it is revoked."""
+    def device_of_token(self, token_sha256: str, at: float) -> Device | None:
+        """The device with this token; None if there is none, or it is revoked or expired."""
         with reading(self._engine) as db:
             where = (devices.c.federation == self._federation, devices.c.token_sha256 == token_sha256)
-            row = db.execute(select(devices).where(*where, devices.c.revoked_at.is_(None))).one_or_none()
-            return _device_of(row) if row else None
+            row = db.execute(select(devices).where(*where)).one_or_none()
+            device = _device_of(row) if row else None
+            return device if device is not None and device.is_valid(at) else None
 
     def register(self, device: str, tasks: Mapping[str, int], owned: Sequence[str], at: float) -> None:
         """Record a hello: the device is a member, owns these components and is no longer away."""
@@ -148,4 +175,6 @@ def _device_of(row: Row[Any]) -> Device:
         max_examples=MAX_EXAMPLES if row.max_examples is None else row.max_examples,
         missed=row.missed,
         strikes=row.strikes,
+        token_expires_at=row.token_expires_at,
+        code_expires_at=row.code_expires_at if row.code_used_at is None else None,
     )

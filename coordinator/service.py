@@ -65,7 +65,7 @@ async def serve(directory: Path, settings: ServiceSettings, *, exit_when_done: b
         try:
             with database.serving_lock(store.engine, manifest.config.name):
                 begin(directory, manifest, store, blobs)
-                store.request_stop(False)
+                store.clear_stop()
                 federation = Federation(
                     manifest,
                     store,

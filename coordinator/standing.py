@@ -1,10 +1,12 @@
-"""Where a federation stands, as the facts that `/status` and `tap-coordinator status` show. Only reads.
+"""Where a federation and its devices stand, as the facts that pages and commands show. Only reads.
 
 ``round`` is the one under way, counted from 0, and so also the number of committed rounds.
 """
 
+from dataclasses import asdict
 from typing import Any
 
+from coordinator.registry import Device
 from coordinator.rounds import Rounds
 from coordinator.store import Store
 from tap_core.manifest import FederationManifest
@@ -56,6 +58,21 @@ def device_facts(
     """What is shown of one device; bytes are those of this run of the service."""
     progress = {"phase": phase, "step": step, "steps": steps}
     return {"connected": connected, **progress, "bytes_sent": sent, "bytes_received": received}
+
+
+def enrolled_facts(device: Device, at: float) -> dict[str, Any]:
+    """What is shown of a device that was ever enrolled, at the time ``at`` (seconds since 1970)."""
+    facts = asdict(device)
+    del facts["token_sha256"]
+    states = [
+        (device.revoked_at is not None, "revoked"),
+        (not device.is_admitted(at), "expired"),
+        (device.code_expires_at is not None, "invited"),
+        (device.done_at is not None, "done"),
+        (device.away, "away"),
+        (device.joined_at is not None, "joined"),
+    ]
+    return {"device": facts.pop("name"), "state": next((name for is_so, name in states if is_so), "enrolled"), **facts}
 
 
 def _shown(phase: str, paused: str | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, update
 
-from coordinator.audit import record
+from coordinator.audit import SERVICE, record
 from coordinator.database import reading
 from coordinator.registry import Registry
 from coordinator.rounds import History
@@ -84,7 +84,15 @@ class Store:
             query = select(federations.c.name).where(federations.c.name == self.federation)
             return db.execute(query).one_or_none() is not None
 
-    def begin(self, manifest_digest: str, components: Mapping[str, Version], identity: str, at: float) -> None:
+    def begin(
+        self,
+        manifest_digest: str,
+        components: Mapping[str, Version],
+        identity: str,
+        at: float,
+        *,
+        actor: str = SERVICE,
+    ) -> None:
         """Record the federation and version 0 of its components, if it is new, and its identity, if it has none.
 
         Raises UsageError if it began with another manifest: its versions would not fit the new one.
@@ -95,6 +103,7 @@ class Store:
                 values = {"name": self.federation, "manifest_digest": manifest_digest, "created_at": at}
                 db.execute(insert(federations).values(**values, paused=None, stop_requested=0, identity=identity))
                 self._insert_versions(db, components)
+                record(db, self.federation, at, actor, "begin", self.federation)
             elif row.manifest_digest != manifest_digest:
                 raise UsageError(
                     f"manifest.json is not the one that federation {self.federation!r} began with;"
@@ -109,13 +118,21 @@ class Store:
             row = self._federation(db)
             return row.paused, bool(row.stop_requested)
 
-    def set_paused(self, why: str | None) -> None:
+    def set_paused(self, why: str | None, at: float, *, actor: str = SERVICE) -> None:
         with self.engine.begin() as db:
             self._set_federation(db, paused=why[:500] if why else why)
+            record(db, self.federation, at, actor, "resume" if why is None else "pause", detail=why or "")
 
-    def request_stop(self, asked: bool) -> None:
+    def request_stop(self, at: float, *, actor: str = SERVICE) -> None:
+        """Ask the service to end; `clear_stop` takes it back."""
         with self.engine.begin() as db:
-            self._set_federation(db, stop_requested=int(asked))
+            self._set_federation(db, stop_requested=1)
+            record(db, self.federation, at, actor, "stop")
+
+    def clear_stop(self) -> None:
+        """Forget a request to stop: a service starts."""
+        with self.engine.begin() as db:
+            self._set_federation(db, stop_requested=0)
 
     def record(self, act: str, actor: str, detail: str, at: float) -> None:
         """Add an act that changes no row to the audit log."""

@@ -109,23 +109,23 @@ def test_a_federation_begins_once_and_keeps_its_manifest(store):
 
 def test_what_has_not_begun_cannot_be_controlled(url):
     with pytest.raises(UsageError, match="has not begun"):
-        Store(connect(url), "other").set_paused("why")
+        Store(connect(url), "other").set_paused("why", 5.0)
 
 
 def test_devices_are_enrolled_found_by_token_and_revoked(store):
     store.registry.enroll("a", "1" * 64, 1.0)
-    assert store.registry.device_of_token("1" * 64).name == "a"
-    assert store.registry.device_of_token("2" * 64) is None
+    assert store.registry.device_of_token("1" * 64, 9.0).name == "a"
+    assert store.registry.device_of_token("2" * 64, 9.0) is None
     with pytest.raises(UsageError, match="enrolled already"):
         store.registry.enroll("a", "2" * 64, 2.0)
     store.registry.enroll("a", "2" * 64, 2.0, renew=True)
-    assert store.registry.device_of_token("1" * 64) is None
+    assert store.registry.device_of_token("1" * 64, 9.0) is None
     store.registry.revoke("a", 3.0)
-    assert store.registry.device_of_token("2" * 64) is None
+    assert store.registry.device_of_token("2" * 64, 9.0) is None
     with pytest.raises(UsageError, match="not enrolled"):
         store.registry.revoke("a", 4.0)
     store.registry.enroll("a", "3" * 64, 5.0)
-    assert store.registry.device_of_token("3" * 64).name == "a"
+    assert store.registry.device_of_token("3" * 64, 9.0).name == "a"
 
 
 def test_a_tokens_bounds_are_the_default_until_given_and_stay_when_it_is_renewed(store):
@@ -147,7 +147,7 @@ def test_a_device_enrolled_before_there_were_bounds_has_the_default(store):
     store.registry.enroll("a", "1" * 64, 1.0)
     with store.engine.begin() as db:
         db.execute(devices.update().values(max_examples=None, allowed_tasks=null()))
-    assert store.registry.enrolments() == {"a": Enrolment("1" * 64, None, MAX_EXAMPLES)}
+    assert store.registry.enrolments(9.0) == {"a": Enrolment("1" * 64, None, MAX_EXAMPLES)}
 
 
 def test_two_federations_do_not_see_each_other(store, url):
@@ -156,7 +156,7 @@ def test_two_federations_do_not_see_each_other(store, url):
     join(store, "a")
     store.open_round(0, 0, ["a"], 3.0)
     assert other.registry.all() == [] and other.attempts() == [] and other.versions() == {}
-    assert other.registry.device_of_token("a" * 64) is None
+    assert other.registry.device_of_token("a" * 64, 9.0) is None
 
 
 def test_an_update_counts_once(store):
@@ -181,7 +181,7 @@ def test_history_follows_every_step(store):
     store.open_round(0, 1, ["b"], 6.0)
     commit(store, 0, {"decoder/x": Version(1, "d" * 64, 20, 1)}, attempt=1)
     assert store.history() == History(1, 0, None, frozenset(), members)
-    store.set_paused("why")
+    store.set_paused("why", 5.0)
     store.registry.complete("b", 7.0)
     store.registry.revoke("a", 8.0)
     assert store.history() == History(1, 0, None, frozenset(), frozenset("b"), done=frozenset("b"), paused="why")

@@ -1,0 +1,78 @@
+"""What the commands of `tap-coordinator` share: their arguments, the store of a directory, files that hold a secret.
+
+It knows how commands are written; what a command does is its own business.
+"""
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coordinator.config import ServiceSettings, StatePaths, load_settings
+from coordinator.database import connect
+from coordinator.founding import check_identity
+from coordinator.store import Store
+from tap_core.config import NAME_PATTERN
+from tap_core.errors import UsageError
+from tap_core.manifest import load_manifest
+
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Federation directory, made by tap init.")]
+Database = Annotated[str | None, typer.Option(help=str(ServiceSettings.model_fields["database"].description))]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@contextlib.contextmanager
+def opened_store(directory: Path, database: str | None) -> Iterator[tuple[Store, StatePaths]]:
+    """The store of a federation directory, whether or not it is being served."""
+    settings = load_settings({"database": database})
+    manifest = load_manifest(directory)
+    paths = StatePaths(directory)
+    paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    store = Store(connect(paths.database_url(settings.database)), manifest.config.name)
+    try:
+        check_identity(paths, store)
+        yield store, paths
+    finally:
+        store.close()
+
+
+@contextlib.contextmanager
+def secret_written(path: Path | None, secret: str) -> Iterator[None]:
+    """Write the file of a token or code (mode 0600), but put it in place only if the body succeeds."""
+    if path is None:
+        yield
+        return
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secret + "\n")
+        yield
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def require_name(name: str, what: str) -> None:
+    """Raise UsageError if the name is none for a ``what`` ("device", "operator")."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise UsageError(f"{name!r} is no {what} name: a-z, 0-9, '_' and '-', 64 characters at most")
+
+
+def show_secret(whose: dict[str, str], kind: str, secret: str, path: Path | None, as_json: bool) -> None:
+    """Print a secret (``kind``: "token" or "code"), or where it was written."""
+    if path is None:
+        typer.echo(json.dumps({**whose, kind: secret}) if as_json else secret)
+    elif as_json:
+        typer.echo(json.dumps({**whose, f"{kind}_file": str(path)}))
+    else:
+        typer.echo(f"{next(iter(whose.values()))}: {kind} written to {path}")
