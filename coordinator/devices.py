@@ -16,6 +16,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from coordinator.conversation import Conversation
+from coordinator.enrolment import EnrolmentDesk
 from coordinator.federation import Federation
 from coordinator.identity import bearer_token, same_digest, token_digest
 from coordinator.link import Gone, Link
@@ -69,6 +70,7 @@ class DevicePlane:
     def __init__(self, federation: Federation):
         self.federation = federation
         self.links: dict[str, Link] = {}
+        self._desk = EnrolmentDesk(federation.store)
         self._server: Server | None = None
         self._background: set[asyncio.Task[None]] = set()
         federation.subscribe(self._wake, self._expel)
@@ -117,6 +119,8 @@ class DevicePlane:
 
     async def _authenticate(self, connection: ServerConnection, request: Request) -> Response | None:
         """Refuse with 401, before the upgrade, whoever shows no valid token."""
+        if (response := await self._desk.respond(connection, request)) is not None:
+            return response
         headers = request.headers.get_all("Authorization")
         token = bearer_token(headers[0]) if len(headers) == 1 else None
         digest = token_digest(token) if token else ""

@@ -17,11 +17,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from edge_client.config import ClientConfig
-from edge_client.connection import Connection, open_connection, read_token
+from edge_client.connection import Connection, TokenRefused, open_connection
 from edge_client.greeting import greet, sent_away
 from edge_client.journal import Progress, read_settings
 from edge_client.outages import Backoff, Disconnected, Outages
 from edge_client.private_store import PendingUpdate, StateError
+from edge_client.token_file import explained, is_replaced, read_token
 from edge_client.worker import Build, Digests, Worker
 from protocol.messages import (
     Accepted,
@@ -77,7 +78,7 @@ class Agent:
         """
         self._config, self._foundation_digest = config, foundation_digest
         self._say, self._watch, self._heartbeat = say, watch, heartbeat
-        self._token = read_token(config.token_file)
+        read_token(config.token_file)  # read anew for each connection: it may be replaced meanwhile
         self._worker = Worker(config, build)
         self._journal = self._worker.journal
         self._outages = Outages(config.coordinator, say, backoff=backoff, max_wait=max_wait)
@@ -128,10 +129,11 @@ class Agent:
     async def _stay_connected(self, talk: Callable[[Connection], Awaitable[None]]) -> None:
         """Connect, again and again, until ``talk`` returns by itself."""
         while True:
+            token = read_token(self._config.token_file)
             try:
                 async with open_connection(
                     self._config.coordinator,
-                    self._token,
+                    token,
                     token_file=self._config.token_file,
                     partial=self._partial,
                     traffic=self._journal.traffic,
@@ -141,6 +143,9 @@ class Agent:
                 if self._done_said and (error.farewell or self._outages.seconds() > FAREWELL_SECONDS):
                     return
                 await self._pause(self._outages.next_wait(error))
+            except TokenRefused as error:
+                if not await is_replaced(self._config.token_file, token):
+                    raise explained(error, self._config.token_file) from None
             finally:
                 self._asked, self._outstanding = None, set()
 

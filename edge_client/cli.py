@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,6 +74,48 @@ def join(
             typer.echo("stopped; everything is saved, run the command again to go on", err=True)
             return
     typer.echo(f"done: results in {settings.state_dir / 'results.json'}, models in {settings.state_dir / 'export'}")
+
+
+@app.command(
+    epilog="Examples: tap-client enroll client.toml --code tapcode_... | tap-client enroll client.toml --code -"
+)
+@one_line_errors
+def enroll(
+    config: Annotated[Path, CONFIG],
+    code: Annotated[str, typer.Option(help="The one-time code; - reads it from standard input.", show_default=False)],
+) -> None:
+    """Exchange the operator's one-time code for a token of this device's own, which goes into token_file.
+
+    The token is made here and does not travel. If anything cuts this off, run it again with the same code.
+    """
+    from edge_client.config import load_client_config
+    from edge_client.enrolment import enroll as exchange
+
+    settings = load_client_config(config)
+    with working("asking the coordinator"):
+        until = exchange(settings, sys.stdin.readline() if code == "-" else code)
+    typer.echo(f"{settings.device_id}: enrolled{_until(until)}, token in {settings.token_file}")
+
+
+@app.command(epilog="Example: tap-client rotate client.toml")
+@one_line_errors
+def rotate(config: Annotated[Path, CONFIG]) -> None:
+    """Replace this device's token by a new one; a join that runs goes on with it. State and history stay.
+
+    If anything cuts this off, run it again.
+    """
+    from edge_client.config import load_client_config
+    from edge_client.enrolment import rotate as exchange
+
+    settings = load_client_config(config)
+    with working("asking the coordinator"):
+        until = exchange(settings)
+    typer.echo(f"{settings.device_id}: token replaced{_until(until)}, the new one is in {settings.token_file}")
+
+
+def _until(seconds: float | None) -> str:
+    when = "" if seconds is None else datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return when and f" until {when}"
 
 
 @app.command(epilog="Example: tap-client status client.toml --json")

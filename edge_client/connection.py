@@ -50,6 +50,10 @@ class Traffic:
     received: int = 0
 
 
+class TokenRefused(UsageError):
+    """The coordinator does not take the token that was shown: unknown, revoked, expired or replaced by another."""
+
+
 class Connection:
     """An open WebSocket with its session. Blobs go out beside everything else: a long upload must not keep the caller
     from receiving, nor the pings of the coordinator from being answered."""
@@ -170,7 +174,7 @@ async def _connect(address: str, token: str, token_file: Path) -> ClientConnecti
 
 def _refusal(status: int, address: str, token_file: Path) -> Exception:
     if status == 401:
-        return UsageError(
+        return TokenRefused(
             f"{address} refused this device's token (HTTP 401); have the operator run 'tap-coordinator enroll' for "
             f"device_id and put the new token into {token_file}"
         )
@@ -193,18 +197,3 @@ def _reason(error: BaseException) -> str:
         return error.strerror
     text = str(error).splitlines()
     return text[0] if text else type(error).__name__
-
-
-def read_token(path: Path) -> str:
-    """The token in a file. Raises UsageError, in one line, if there is none."""
-    try:
-        token = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise UsageError(
-            f"token file {path}: {error.strerror}; put there the token that tap-coordinator enroll printed"
-        ) from None
-    except UnicodeDecodeError:
-        token = ""
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise UsageError(f"token file {path} holds no token; put there the line that tap-coordinator enroll printed")
-    return token

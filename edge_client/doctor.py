@@ -12,10 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from edge_client.config import ClientConfig, TaskDataConfig
-from edge_client.connection import Traffic, open_connection, read_token
+from edge_client.connection import Traffic, open_connection
 from edge_client.greeting import greet
 from edge_client.journal import read_settings
 from edge_client.outages import Disconnected
+from edge_client.token_file import read_token
 from tap_core.config import FederationConfig
 from tap_core.errors import TapError, UsageError
 from tap_core.files import make_private_directory

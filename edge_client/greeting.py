@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 
 from edge_client.config import ClientConfig
-from edge_client.connection import Connection
+from edge_client.connection import Connection, TokenRefused
 from edge_client.outages import Disconnected
 from protocol.messages import Bye, Hello, Refuse, Welcome
 from tap_core.config import FederationConfig, validate
@@ -41,7 +41,8 @@ async def greet(
                     federation.tasks_named(config.tasks)
                     return federation
                 case Refuse():
-                    raise UsageError(f"the coordinator refuses this device: {event.why}; {event.fix}")
+                    kind = TokenRefused if event.code == "revoked" else UsageError
+                    raise kind(f"the coordinator refuses this device: {event.why}; {event.fix}")
                 case Bye():
                     raise sent_away(event, config)
 
@@ -54,8 +55,9 @@ def sent_away(bye: Bye, config: ClientConfig) -> Exception:
             "device_id and a token of its own"
         )
     if bye.code == "revoked":
-        return UsageError(
-            f"the operator has revoked {config.device_id!r}; ask for a new token and put it into {config.token_file}"
+        return TokenRefused(
+            f"the token of {config.device_id!r} is void: revoked, expired or replaced; ask the operator for a new "
+            f"one and put it into {config.token_file}"
         )
     return Disconnected(f"bye: {bye.code}", reached=True)
 

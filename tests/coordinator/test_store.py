@@ -131,16 +131,16 @@ def test_devices_are_enrolled_found_by_token_and_revoked(store):
 def test_a_tokens_bounds_are_the_default_until_given_and_stay_when_it_is_renewed(store):
     enroll, enrolments = store.registry.enroll, store.registry.enrolments
     enroll("a", "1" * 64, 1.0)
-    assert enrolments() == {"a": Enrolment("1" * 64, None, MAX_EXAMPLES)} and MAX_EXAMPLES == 1_000_000
+    assert enrolments(9.0) == {"a": Enrolment("1" * 64, None, MAX_EXAMPLES)} and MAX_EXAMPLES == 1_000_000
     enroll("a", "2" * 64, 2.0, renew=True, allowed_tasks=["senses", "kinds"])
-    assert enrolments() == {"a": Enrolment("2" * 64, ("kinds", "senses"), MAX_EXAMPLES)}
+    assert enrolments(9.0) == {"a": Enrolment("2" * 64, ("kinds", "senses"), MAX_EXAMPLES)}
     enroll("a", "3" * 64, 3.0, renew=True, max_examples=5)
     enroll("a", "4" * 64, 4.0, renew=True)
-    assert enrolments() == {"a": Enrolment("4" * 64, ("kinds", "senses"), 5)}
+    assert enrolments(9.0) == {"a": Enrolment("4" * 64, ("kinds", "senses"), 5)}
     store.registry.revoke("a", 5.0)
-    assert enrolments() == {}
+    assert enrolments(9.0) == {}
     enroll("a", "5" * 64, 6.0)
-    assert enrolments() == {"a": Enrolment("5" * 64, None, MAX_EXAMPLES)}
+    assert enrolments(9.0) == {"a": Enrolment("5" * 64, None, MAX_EXAMPLES)}
 
 
 def test_a_device_enrolled_before_there_were_bounds_has_the_default(store):

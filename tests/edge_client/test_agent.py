@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_client import connection
+from edge_client import connection, token_file
 from edge_client.journal import read_rounds
 from edge_client.private_store import PrivateStore
 from protocol.messages import Refuse
@@ -174,7 +174,10 @@ def test_a_wait_for_a_service_that_stops_for_a_while(coordinator, client_toml, d
         ({"token": "other"}, "refused this device's token (HTTP 401); have the operator run 'tap-coordinator enroll'"),
         ({"refuse": Refuse(code="schema", why="too old", fix="upgrade")}, "refuses this device: too old; upgrade"),
         ({"goodbyes": ["replaced"]}, "another process has joined as 'kitchen'; stop one of the two"),
-        ({"goodbyes": ["revoked"]}, "the operator has revoked 'kitchen'; ask for a new token"),
+        (
+            {"goodbyes": ["revoked"]},
+            "the token of 'kitchen' is void: revoked, expired or replaced; ask the operator for a new one",
+        ),
         ({"settings": "{"}, "settings are not JSON"),
         ({"settings": '{"name": "demo", "frundation": "x"}'}, "the coordinator's settings: "),
     ],
@@ -187,6 +190,50 @@ def test_what_waiting_cannot_mend_ends_with_the_fix(coordinator, client_toml, de
     with pytest.raises(TapError) as caught:
         run(coordinator, client_toml, device_process)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("moment", ["before the bye", "after the bye", "while it is away"])
+def test_a_token_that_is_replaced_while_it_runs_is_picked_up_from_the_file(
+    coordinator, client_toml, device_process, tmp_path, moment
+):
+    """The old token ends as a revoked one does; the new one may reach the file only a moment later."""
+    file, new = tmp_path / "token", tmp_path / "token.new"
+
+    def put_in_place():
+        new.write_text("next-token\n")
+        new.rename(file)
+
+    class Coordinator(type(coordinator)):
+        """Replaces the token when the device says hello for the second time."""
+
+        async def _converse(self, socket):
+            if len(self.hellos) == 1 and self.token == "good-token":
+                self.token = "next-token"
+                if moment == "before the bye":
+                    put_in_place()
+                elif moment == "after the bye":
+                    new.write_text("next-token\n")
+                    asyncio.get_running_loop().call_later(0.3, put_in_place)
+                if moment != "while it is away":
+                    self.goodbyes = ["revoked"]
+                else:
+                    put_in_place()
+                    socket.transport.abort()
+            await super()._converse(socket)
+
+    coordinator.__class__ = Coordinator
+    trainer, _ = run(coordinator, client_toml, device_process)
+    assert coordinator.done and trainer.calls == [0, 1, 2, "finish"]
+
+
+def test_a_token_that_nobody_replaces_is_waited_for_only_while_a_replacement_is_under_way(
+    coordinator, client_toml, device_process, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(token_file, "REPLACEMENT_SECONDS", 0.2)
+    coordinator.token = "another"
+    (tmp_path / "token.new").write_text("next-token\n")
+    with pytest.raises(UsageError, match="refused this device's token .*; run tap-client rotate, or tap-client enroll"):
+        run(coordinator, client_toml, device_process)
 
 
 def test_a_task_that_the_federation_lacks_is_found_at_the_first_contact(

@@ -18,7 +18,7 @@ from edge_client.journal import Journal, Progress
 from edge_client.private_store import PersonalTensors, PrivateStore, StoredState
 from protocol.messages import Refuse
 
-COMMANDS = ("doctor", "join", "status", "export", "predict")
+COMMANDS = ("doctor", "join", "enroll", "rotate", "status", "export", "predict")
 
 
 def run(*arguments, env: dict | None = None):

@@ -6,8 +6,9 @@ import pytest
 from websockets.asyncio.server import serve
 
 from edge_client import connection
-from edge_client.connection import Traffic, open_connection, read_token
+from edge_client.connection import Traffic, open_connection
 from edge_client.outages import Disconnected
+from edge_client.token_file import read_token
 from protocol.codec import encode
 from protocol.messages import (
     CHUNK,
