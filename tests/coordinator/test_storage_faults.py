@@ -363,7 +363,7 @@ def middle_of(federation, enroll, running, rounds_done, **rounds):
             def pause_after(number, *args, **kwargs):
                 commit(number, *args, **kwargs)
                 if number == rounds_done - 1:
-                    service.store.set_paused("by the test")
+                    service.store.set_paused("by the test", 1.0)
                     service.federation.machine.paused = "by the test"
 
             service.store.commit_round = pause_after
@@ -383,7 +383,7 @@ def resumed(running, directory, manifest, devices, before=lambda service: None):
     async def main():
         async with running(directory, manifest) as service:
             before(service)
-            service.store.set_paused(None)
+            service.store.set_paused(None, 1.0)
             await asyncio.gather(*(device.take_part(service.url) for device in devices))
             return service.store.attempts()
 
@@ -427,7 +427,7 @@ def test_damage_is_found_while_serving_and_the_round_under_way_is_spent(federati
 
     async def main():
         async with running(directory, manifest) as service:
-            service.store.set_paused(None)
+            service.store.set_paused(None, 1.0)
             await one.connect(service.url)
             train = await one.hear()
             await one.fetch(train.components)
@@ -511,7 +511,7 @@ def test_a_round_that_was_under_way_is_spent_by_a_rollback(federation, enroll, r
 
     async def report_once():
         async with running(directory, manifest) as service:
-            service.store.set_paused(None)
+            service.store.set_paused(None, 1.0)
             await one.connect(service.url)
             train = await one.hear()
             assert train.round == number
