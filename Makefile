@@ -10,7 +10,7 @@ LINTED := $(CODE) tests $(wildcard benchmarks)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test check bench soak lint types imports install clean
+.PHONY: help demo test check bench soak fuzz lint types imports install clean
 
 help: ## Print this list.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -29,6 +29,10 @@ bench: $(STAMP) ## Measure the overhead of a round beside a bare WebSocket echo.
 
 soak: $(STAMP) ## Serve a federation under churn, kills and attack for 20 minutes, and compare it with a quiet one.
 	$(BIN)/python benchmarks/soak.py
+
+fuzz: $(STAMP) ## Fuzz the protocol for five minutes (Python 3.11 or newer).
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python benchmarks/fuzz_protocol.py --seconds 300
 
 lint: $(STAMP) ## Check format and lint rules.
 	$(BIN)/ruff format --check $(LINTED)

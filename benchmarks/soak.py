@@ -67,6 +67,7 @@ class Soak:
         self.chance = random.Random(derive_seed(settings.seed, "soak"))
         self.due: list[tuple[float, str, Callable[[], None]]] = []
         self.away: dict[str, float] = {}
+        self.killed: dict[str, float] = {}
 
     def run(self) -> Seen:
         """From the first start of the coordinator to its stop."""
@@ -146,10 +147,14 @@ class Soak:
         self.serve()
 
     def _kill_device(self) -> None:
-        here = [name for name in self.settings.honest if name not in self.away]
+        lately = time.monotonic() - self.settings.deadline
+        here = [n for n in self.settings.honest if n not in self.away and self.killed.get(n, lately) <= lately]
+        if not here:
+            return
         name = self.chance.choice(here)
         self.ground.kill(name)
         self.ground.start(name)
+        self.killed[name] = time.monotonic()
         self.seen.device_kills += 1
 
     def _keep_away(self) -> None:
@@ -294,7 +299,7 @@ def parse(arguments: list[str] | None = None) -> tuple[Settings, argparse.Namesp
     parser.add_argument("--minutes", type=float, default=20.0, help="of the disturbed run [default: 20]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--devices", type=int, default=5, help="honest ones [default: 5]")
-    parser.add_argument("--deadline", type=float, default=15.0, help="of a round, in seconds [default: 15]")
+    parser.add_argument("--deadline", type=float, default=20.0, help="of a round, in seconds [default: 20]")
     parser.add_argument("--values", type=int, default=20_000, help="floats of a component [default: 20000]")
     parser.add_argument("--bare", type=int, default=200, help="bare connections at a time [default: 200]")
     parser.add_argument(

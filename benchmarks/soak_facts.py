@@ -61,17 +61,18 @@ class Values:
 
 
 def kill_times(chance: random.Random, begin: float, end: float) -> list[float]:
-    """When to kill the coordinator between ``begin`` and ``end``: after short lives, middling ones and long ones, and
-    once at least."""
+    """When to kill the coordinator between ``begin`` and ``end``: after a short, a middling and a long life in any
+    order, and again; once at least."""
+    longest = max(30.0, 0.3 * (end - begin))
+    kinds = ((2.0, 15.0), (15.0, 45.0), (longest / 2, longest))
     times: list[float] = []
     at = begin
     while True:
-        longest = max(30.0, 0.3 * (end - begin))
-        least, most = chance.choice(((2.0, 15.0), (15.0, 45.0), (longest / 2, longest)))
-        at += chance.uniform(least, most)
-        if at >= end:
-            return times or [begin + chance.uniform(0.2, 0.8) * (end - begin)]
-        times.append(at)
+        for least, most in chance.sample(kinds, len(kinds)):
+            at += chance.uniform(least, most)
+            if at >= end:
+                return times or [begin + chance.uniform(0.2, 0.8) * (end - begin)]
+            times.append(at)
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:

@@ -38,7 +38,7 @@ class Settings:
     minutes: float = 20.0
     seed: int = 0
     devices: int = 5
-    deadline: float = 15.0
+    deadline: float = 20.0
     values: int = 20_000
     """Floats of a component; a decoder has thirty times as many."""
     bare: int = 200
@@ -182,9 +182,10 @@ def plan_of(ground: Ground, name: str, place: int, *, disturbed: bool) -> Plan:
     }
     if not disturbed:
         return Plan(**calm)
-    pause = settings.deadline / 500  # with these components, a transfer then takes a seventh of the deadline
+    pause = settings.deadline / 1000  # a transfer of the default size then takes an eighth of the deadline
     slow = {0: {"pause": pause, "chunk": 1 << 15}, 1: {"pause": pause}}.get(place, {})
-    return Plan(**calm, **slow, thinking=min(1.0, settings.deadline / 15), cut_messages=400, cut_seconds=30.0)
+    thinking, respite = min(1.0, settings.deadline / 20), settings.deadline
+    return Plan(**calm, **slow, thinking=thinking, cut_messages=120, cut_seconds=30.0, respite=respite)
 
 
 def run_undisturbed(directory: Path, settings: Settings, rounds: int) -> Ground:

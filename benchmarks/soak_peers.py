@@ -10,10 +10,12 @@ else takes part.
 
 import asyncio
 import json
+import math
 import os
 import random
 import sys
 import time
+from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,8 @@ class Plan:
     """The connection is cut after about so many messages."""
     cut_seconds: float = 0.0
     """Or left after about so many seconds."""
+    respite: float = 0.0
+    """In so many seconds it happens twice at most, so that a round's time is enough for what it needs."""
     pause: float = 0.0
     """Seconds to wait at each message that is sent or read."""
     chunk: int = 1 << 20
@@ -133,6 +137,7 @@ class HonestDevice(Device):
         self.cache: dict[str, bytes] = {}
         self.connected = False
         self._left = 0
+        self._mishaps: deque[float] = deque([-math.inf] * 2, maxlen=2)
 
     async def run(self) -> None:
         """Take part until the coordinator says that the device is done."""
@@ -147,13 +152,16 @@ class HonestDevice(Device):
         """One connection, from hello to its end, however that comes; returns how it came."""
         self.session = Session("device", partial=self.partial, chunk_size=self.plan.chunk)
         self.connected = False
-        self._left = self._about(self.plan.cut_messages)
-        seconds = self._about(self.plan.cut_seconds)
+        peace = max(0.0, self._mishaps[0] + self.plan.respite - time.monotonic())
+        self._left = 0 if peace else self._about(self.plan.cut_messages)
+        seconds = self._about(self.plan.cut_seconds) + peace if self.plan.cut_seconds else 0
         try:
             await asyncio.wait_for(self.take_part(self.plan.url, self.plan.token), seconds or None)
         except asyncio.TimeoutError:  # before OSError, which it is from Python 3.11 on
+            self._mishaps.append(time.monotonic())
             return "left"
         except Cut:
+            self._mishaps.append(time.monotonic())
             return "cut"
         except Ended as ended:
             return str(ended)
