@@ -24,7 +24,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
-from light_peers import LIMITS, Device
+from light_peers import LIMITS, Device, cut
 from soak_peers import trained
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
@@ -111,7 +111,7 @@ class Member(Device):
         try:
             yield socket
         finally:
-            socket.transport.abort()
+            cut(socket.transport)
 
     @contextlib.asynccontextmanager
     async def welcomed(self) -> Any:
@@ -436,7 +436,7 @@ async def bare(outsider: Outsider) -> str:
         return "held"
     finally:
         for writer in writers:
-            writer.transport.abort()
+            cut(writer.transport)
 
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
@@ -456,7 +456,7 @@ async def half_handshake(outsider: Outsider) -> str:
         reply = await asyncio.wait_for(reader.read(100), outsider.campaign.hold)
         return reply[:12].decode("latin-1") or "closed"
     finally:
-        writer.transport.abort()
+        cut(writer.transport)
 
 
 async def no_http(outsider: Outsider) -> str:
@@ -467,7 +467,7 @@ async def no_http(outsider: Outsider) -> str:
         reply = await asyncio.wait_for(reader.read(100), outsider.campaign.hold)
         return reply[:12].decode("latin-1") or "closed"
     finally:
-        writer.transport.abort()
+        cut(writer.transport)
 
 
 MemberAct = Callable[[Member], Awaitable[str]]

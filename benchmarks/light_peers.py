@@ -22,6 +22,12 @@ from tap_core.manifest import FederationManifest, load_manifest
 LIMITS: dict[str, Any] = {"compression": None, "max_size": MAX_MESSAGE, "write_limit": 4 * CHUNK}
 
 
+def cut(transport: asyncio.WriteTransport) -> None:
+    """End a connection without a word."""
+    if not transport.is_closing():  # a transport that has closed has no event loop any more
+        transport.abort()
+
+
 def run_device(directory: Path, name: str, token: str, orders: "Connection") -> None:
     """Serve the orders ("echo", port) and ("federation", port), and answer each with the bytes moved; None ends it."""
     manifest = load_manifest(directory)

@@ -22,7 +22,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
-from light_peers import LIMITS, Device
+from light_peers import LIMITS, Device, cut
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 
@@ -187,7 +187,7 @@ class HonestDevice(Device):
         if self._left:
             self._left -= 1
             if not self._left:
-                socket.transport.abort()
+                cut(socket.transport)
                 raise Cut
 
     async def send(self, socket: ClientConnection, data: bytes) -> None:

@@ -83,6 +83,7 @@ def judge(ground: Ground, seen: Seen, settings: Settings) -> dict[str, Any]:
         "absences": [asdict(absence) for absence in seen.absences],
         "peak_megabytes": seen.peak,
         "growths": growths,
+        "samples": [[list(asdict(sample).values()) for sample in life] for life in seen.coordinator_lives],
         "before": seen.before and asdict(seen.before),
         "after": seen.after and asdict(seen.after),
         "honest": {" ".join(filter(None, key)): count for key, count in sorted(diary.items())},

@@ -42,7 +42,7 @@ def test_courses_come_to_every_state_and_finish_transfers(role):
             visited.add(self.session.state)
             complete += len(self.partial) < before and self.session.state not in ("closed", "opening")
 
-    for data in random_inputs(600, 2500):
+    for data in random_inputs(400, 3000):
         Watched(role, Choices(data)).run()
     assert visited == set(TABLE[role])
     assert complete > 0
