@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from coordinator import cli_operators
 from coordinator.audit import clock, entries, user_of_the_host
 from coordinator.cli_common import AsJson, Database, Directory, opened_store, require_name, secret_written, show_secret
 from coordinator.config import ServiceSettings, StatePaths, load_settings
@@ -34,6 +35,7 @@ from tap_core.manifest import load_manifest
 STOP_SECONDS = 30.0
 
 app = make_app("Serve a federation of devices, and look after it.")
+app.add_typer(cli_operators.app, name="operator")
 
 
 def _help(name: str) -> str:
@@ -49,6 +51,9 @@ def serve(
     port: Annotated[int | None, typer.Option(help=_help("port"))] = None,
     http_host: Annotated[str | None, typer.Option(help=_help("http_host"))] = None,
     http_port: Annotated[int | None, typer.Option(help=_help("http_port"))] = None,
+    http_allowed_host: Annotated[
+        list[str] | None, typer.Option(help="Host name by which the operator plane may be called; repeat it for more.")
+    ] = None,
     database: Database = None,
     threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
     log_level: Annotated[str | None, typer.Option(help=_help("log_level"))] = None,
@@ -58,6 +63,7 @@ def serve(
     from coordinator import service  # the web servers take a second to load, and only this command needs them
 
     given = {"host": host, "port": port, "http_host": http_host, "http_port": http_port, "database": database}
+    given |= {"http_allowed_hosts": ",".join(http_allowed_host) if http_allowed_host else None}
     settings = load_settings({**given, "threads": threads, "log_level": log_level})
     service.configure_logs(settings.log_level)
     asyncio.run(service.serve(directory, settings, exit_when_done=exit_when_done))
@@ -179,11 +185,13 @@ def _live(paths: StatePaths) -> dict[str, Any] | None:
     """What the service says of itself; None if it cannot be asked (it is just starting or ending)."""
     try:
         addresses = json.loads(paths.addresses.read_text(encoding="utf-8"))
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(addresses["http_host"], addresses["http_host"])
-        with urllib.request.urlopen(f"http://{host}:{addresses['http_port']}/status", timeout=5) as reply:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(addresses["http_host"], addresses["http_host"])
+        where = f"http://{f'[{host}]' if ':' in host else host}:{addresses['http_port']}/status"
+        request = urllib.request.Request(where, headers={"Authorization": f"Bearer {addresses['http_token']}"})
+        with urllib.request.urlopen(request, timeout=5) as reply:
             live: dict[str, Any] = json.load(reply)
             return live
-    except (OSError, ValueError, urllib.error.URLError):
+    except (OSError, ValueError, KeyError, urllib.error.URLError):
         return None
 
 

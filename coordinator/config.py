@@ -26,11 +26,21 @@ class ServiceSettings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="Address of the device plane.")
     port: int = Field(default=8710, ge=0, le=65535, description="Port of the device plane (WebSocket); 0 picks one.")
-    http_host: str = Field(default="127.0.0.1", description="Address of the operator plane, which asks for no token.")
-    http_port: int = Field(default=8711, ge=0, le=65535, description="Port of /healthz, /status and /metrics.")
+    http_host: str = Field(default="127.0.0.1", description="Address of the operator plane (HTTP).")
+    http_port: int = Field(default=8711, ge=0, le=65535, description="Port of the operator plane; 0 picks one.")
+    http_allowed_hosts: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9_.:,-]*$",
+        description="Host names by which the operator plane may be called, separated by commas.",
+    )
     database: str = Field(default="", description="Database URL; empty for SQLite in the state directory.")
     threads: int = Field(default=0, ge=0, le=256, description="Aggregation threads; 0 for one per core, 4 at most.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+
+    @property
+    def http_hosts(self) -> tuple[str, ...]:
+        """What a request to the operator plane may name as its host, beside this machine's own names."""
+        return (self.http_host, *(name for name in self.http_allowed_hosts.split(",") if name))
 
     @property
     def aggregation_threads(self) -> int:

@@ -108,6 +108,10 @@ class Federation:
         return self._machine
 
     @property
+    def is_started(self) -> bool:
+        return self._machine is not None
+
+    @property
     def stopping(self) -> asyncio.Event:
         """Set when the operator asked the service to stop, or when the federation cannot go on."""
         return self._work.stopping

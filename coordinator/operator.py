@@ -1,39 +1,14 @@
-"""The operator plane: /healthz, /status and /metrics over HTTP. It only reads: pause and stop go through the store.
+"""The operator plane's server: uvicorn on sockets of its own.
 
-It knows how to show what `Federation.status` and `DevicePlane.status` say. Nobody is asked for a password: it listens
-where only operators can reach it.
+It knows sockets; pages are `operator_api.py`'s matter.
 """
 
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-
-from coordinator.devices import DevicePlane
-from coordinator.federation import Federation
-
-
-def make_app(federation: Federation, plane: DevicePlane) -> FastAPI:
-    """The three pages."""
-    app = FastAPI(title="tap-coordinator", docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.get("/healthz")
-    async def healthz() -> dict[str, Any]:
-        return {"status": "ok", "federation": federation.manifest.config.name, "phase": federation.machine.phase}
-
-    @app.get("/status")
-    async def status() -> dict[str, Any]:
-        return {**federation.status(), "devices": plane.status()}
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(generate_latest(federation.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    return app
+from starlette.types import ASGIApp
 
 
 class _Server(uvicorn.Server):
@@ -47,7 +22,7 @@ class _Server(uvicorn.Server):
 class OperatorPlane:
     """The HTTP server of one service."""
 
-    def __init__(self, app: FastAPI):
+    def __init__(self, app: ASGIApp):
         self._app = app
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
@@ -61,7 +36,13 @@ class OperatorPlane:
         sockets = [socket.dup() for socket in probe.sockets]
         probe.close()
         config = uvicorn.Config(
-            self._app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2
+            self._app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            timeout_graceful_shutdown=2,
         )
         self._server = _Server(config)
         self._task = asyncio.ensure_future(self._server.serve(sockets=sockets))

@@ -20,10 +20,15 @@ from coordinator.config import ServiceSettings, StatePaths
 from coordinator.devices import DevicePlane
 from coordinator.federation import Federation
 from coordinator.founding import begin
+from coordinator.http_guard import Guard
+from coordinator.identity import OPERATOR, new_token, token_digest
 from coordinator.lock import serving_lock
 from coordinator.memory import keep_freed_memory
 from coordinator.metrics import Metrics
-from coordinator.operator import OperatorPlane, make_app
+from coordinator.operator import OperatorPlane
+from coordinator.operator_access import OperatorAccess
+from coordinator.operator_api import make_app
+from coordinator.operator_registry import OperatorRegistry
 from coordinator.store import Store
 from tap_core.errors import TapError
 from tap_core.files import replace_private
@@ -85,7 +90,10 @@ async def serve(directory: Path, settings: ServiceSettings, *, exit_when_done: b
 
 async def _serve(federation: Federation, settings: ServiceSettings, paths: StatePaths, exit_when_done: bool) -> None:
     plane = DevicePlane(federation)
-    operators = OperatorPlane(make_app(federation, plane))
+    local_token = new_token(OPERATOR)  # for `tap-coordinator status`: whoever may read the state directory may ask
+    registry = OperatorRegistry(federation.store.engine, federation.store.federation)
+    access = OperatorAccess(registry, token_digest(local_token))
+    operators = OperatorPlane(Guard(make_app(federation, plane), access, settings.http_hosts))
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -101,7 +109,7 @@ async def _serve(federation: Federation, settings: ServiceSettings, paths: State
             "http_host": settings.http_host,
             "http_port": http_port,
         }
-        replace_private(paths.addresses, json.dumps(addresses).encode(), durable=False)
+        replace_private(paths.addresses, json.dumps({**addresses, "http_token": local_token}).encode(), durable=False)
         log.info("serving", **addresses)
         events = [stopped, federation.stopping] + ([federation.ended] if exit_when_done else [])
         await _first(events)

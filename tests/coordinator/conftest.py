@@ -105,8 +105,11 @@ class Served:
     def url(self):
         return f"ws://127.0.0.1:{self.addresses['port']}"
 
-    def get(self, page):
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.addresses['http_port']}{page}", timeout=5) as reply:
+    def get(self, page, token=None):
+        """A page of the operator plane, asked for as `tap-coordinator status` does or with another token."""
+        address = f"http://127.0.0.1:{self.addresses['http_port']}{page}"
+        headers = {"Authorization": f"Bearer {token or self.addresses['http_token']}"}
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=5) as reply:
             return reply.read().decode()
 
     def status(self):

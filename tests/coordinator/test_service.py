@@ -149,7 +149,8 @@ def test_pause_resume_status_and_stop_work_while_it_serves(federation, enroll, s
 def test_the_pages(federation, served):
     directory, _ = federation()
     service = served(directory)
-    assert json.loads(service.get("/healthz")) == {"status": "ok", "federation": "small", "phase": "waiting"}
+    assert json.loads(service.get("/healthz")) == {"status": "ok"}
+    assert json.loads(service.get("/readyz")) == {"ready": True}
     status = service.status()
     assert (status["phase"], status["round"], status["rounds"], status["devices"]) == ("waiting", 0, 2, {})
     metrics = service.get("/metrics")
