@@ -23,7 +23,7 @@ from protocol.tensors import digest_of
 MEGABYTE = 1_000_000
 LONG_LIFE = 60.0
 """Seconds that a coordinator must have lived for its memory to say something."""
-WARM_UP = 20.0
+WARM_UP = 30.0
 """Seconds at the beginning of a life that are left out."""
 TEN_MINUTES = 600.0
 
@@ -63,8 +63,8 @@ class Values:
 def kill_times(chance: random.Random, begin: float, end: float) -> list[float]:
     """When to kill the coordinator between ``begin`` and ``end``: after a short, a middling and a long life in any
     order, and again; once at least."""
-    longest = max(30.0, 0.3 * (end - begin))
-    kinds = ((2.0, 15.0), (15.0, 45.0), (longest / 2, longest))
+    longest = max(30.0, 0.4 * (end - begin))
+    kinds = ((2.0, 15.0), (15.0, 45.0), (0.7 * longest, longest))
     times: list[float] = []
     at = begin
     while True:

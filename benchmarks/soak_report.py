@@ -6,18 +6,19 @@ from typing import Any
 from soak_facts import MEGABYTE, Absence, Sample, growth, is_expected, longest_gap, wrong_contributors
 from soak_ground import Ground, Settings
 
-FLAT_LIFE = 180.0
-"""Seconds of life from which growing memory breaks the run; in shorter lives it is only told."""
-MOST_GROWTH = 20.0
+FLAT_LIFE = 240.0
+"""Seconds of life from which growing memory breaks the run; in shorter lives, in which a process that is warming up
+grows by a few megabytes at a time, it is only told."""
+MOST_GROWTH = 30.0
 """Megabytes that memory may grow in ten minutes."""
 MOST_MEMORY = 400.0
 """Megabytes that the coordinator may have at any time."""
 MORE_DESCRIPTORS = 20
 """So many more than in the calm before, in the calm after."""
 KEPT = 20
-"""The state may take so many times the size of all components (`rounds.keep_versions` and what is on its way), and
-this much beside it: """
+"""The state may take so many times the size of all components: `rounds.keep_versions`, and what is on its way."""
 OTHER_DISK = 64 * MEGABYTE
+"""And so many bytes more."""
 
 
 @dataclass
