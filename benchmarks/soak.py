@@ -55,6 +55,8 @@ from coordinator.blobs import BlobError
 from coordinator.config import StatePaths
 from tap_core.sampling import derive_seed
 
+REJECTED = ("bad_update", "huge")
+"""The acts that are rejected each time, and so need new tokens more often than others."""
 SETTLING = 15.0
 """Seconds after which connections that are gone must have given back their descriptors."""
 
@@ -173,7 +175,8 @@ class Soak:
 
     def _renew(self) -> None:
         """As an operator does with a member that was rejected too often: it may try again."""
-        act = self.chance.choice(sorted(self.ground.members))
+        acts = sorted(self.ground.members)
+        act = self.chance.choice([*acts, *(4 * [act for act in REJECTED if act in acts])])
         name, token_file = member_name(act, self.ground.members), self.ground.members[act]
         done = self.ground.command("enroll", name, str(self.ground.directory), "--renew", "--token-file", token_file)
         if done.returncode:

@@ -27,7 +27,7 @@ from soak_report import is_a_fault
 from protocol.tensors import ComponentTensors, digest_of, encode_tensors
 
 ROOT = Path(__file__).parents[2]
-NOT_WITHSTOOD = ("huge", "thief")
+NOT_WITHSTOOD = ("huge",)
 """Acts against which the coordinator has no remedy yet."""
 HONEST = ("honest-0", "honest-1")
 
