@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coordinator.forms import Form
+from coordinator.norms import Bound, Norms
 from coordinator.registry import Enrolment
 from coordinator.store import Contribution
 from protocol.errors import RemoteProtocolError
@@ -115,6 +116,18 @@ def check_update(update: Update, membership: Membership, forms: Mapping[str, For
             raise Unacceptable("version", f"{ref.name!r}: version {ref.version} in an update of round {update.round}")
         contributions[ref.name] = Contribution(ref.digest, ref.size, count)
     return contributions
+
+
+def check_change(form: Form, data: bytes, sent: bytes, bound: Bound, round_number: int, recent: Norms) -> float:
+    """The norm of the change from ``sent``, what the device was sent, to ``data``, its checked answer. Raises
+    Unacceptable if that is over the limit."""
+    norm = form.distance(data, sent)
+    limit = bound.limit(round_number, form.values, 0.0, recent)
+    if norm > limit:
+        limit = bound.limit(round_number, form.values, form.distance(sent), recent)
+    if not norm <= limit:
+        raise Unacceptable("norm", f"{form.name!r}: the update's norm is {norm:.4g}, of at most {limit:.4g}")
+    return norm
 
 
 def check_component(form: Form, data: bytes) -> None:

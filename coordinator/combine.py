@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 
 from coordinator.blobs import ROUND, BlobStore
 from coordinator.forms import Form
+from coordinator.norms import median
 from coordinator.store import Contribution, Version
 from protocol.tensors import digest_of
 
@@ -68,4 +69,5 @@ def _combine_one(form: Form, given: Mapping[str, Contribution], number: int, blo
     data = form.aggregate(updates)
     digest = digest_of(data)
     blobs.stage(ROUND, digest, data)
-    return Version(number + 1, digest, len(data), len(given))
+    norm = median(contribution.norm for contribution in given.values())
+    return Version(number + 1, digest, len(data), len(given), norm)

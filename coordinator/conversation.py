@@ -64,6 +64,7 @@ class Conversation:
         self.wake = asyncio.Event()
         self._membership: Membership | None = None
         self._upload: Upload | None = None
+        self._sent: Mapping[str, Version] = {}
         self._fetched: asyncio.Queue[Fetch] = asyncio.Queue()  # the session bounds what may be asked for
         self._sending = asyncio.Lock()
         self._over = False
@@ -186,6 +187,7 @@ class Conversation:
                 continue
             match self.federation.assignment(self.link.device, self.membership.owned):
                 case Training(number, attempt, seconds, components) if self.link.declined != (number, attempt):
+                    self._sent = components
                     await self._send(Train(round=number, deadline=seconds, components=_refs(components)))
                 case Finishing(components):
                     await self._send(Finish(components=_refs(components)))
@@ -258,7 +260,7 @@ class Conversation:
             await self._reject(update.round, Unacceptable("late", "the round is over or goes on without it"))
         else:
             try:
-                self._upload = Upload(update, self.membership, self.federation, self.link.device)
+                self._upload = Upload(update, self.membership, self._sent, self.federation, self.link.device)
             except Unacceptable as error:
                 await self._reject(update.round, error)
                 return

@@ -26,6 +26,7 @@ from coordinator.checks import Membership
 from coordinator.combine import combine
 from coordinator.forms import Form
 from coordinator.metrics import Metrics
+from coordinator.norms import Bound, Norms, after
 from coordinator.registry import Enrolment
 from coordinator.repair import examine, repair_at_start, round_under_way
 from coordinator.rounds import Rounds
@@ -83,6 +84,7 @@ class Federation:
         self.directory = directory
         self._kept: dict[str, list[Version]] = {}
         self.forms: dict[str, Form] = {}
+        self.bound, self.norms = Bound(manifest.config), dict[str, Norms]()
         self.ended = asyncio.Event()
         """Set when every enrolled device has ended stage 2."""
         self._machine: Rounds | None = None
@@ -132,6 +134,7 @@ class Federation:
         await asyncio.to_thread(self.blobs.recover, referenced)
         await asyncio.to_thread(repair_at_start, self.directory, self.manifest, self.store, self.blobs)
         self._kept = await asyncio.to_thread(self.store.kept_versions, config.rounds.keep_versions)
+        self.norms = await asyncio.to_thread(self.store.norms)
         history = await asyncio.to_thread(self.store.history)
         self._enrolments = await asyncio.to_thread(self.store.registry.enrolments, time.time())
         history = replace(history, members=history.members.intersection(self._enrolments))  # an expired one is none
@@ -305,6 +308,7 @@ class Federation:
         self._kept = {
             name: [new[name], *versions][:keep] if name in new else versions for name, versions in before.items()
         }
+        self.norms = after(self.norms, action.round, {name: version.norm for name, version in new.items()})
         given = {contribution.digest for components in updates.values() for contribution in components.values()}
         return (_digests(before) | given) - _digests(self._kept)
 
@@ -341,6 +345,7 @@ class Federation:
             await self._surely(go_back, findings.go_back)
             keep = self.manifest.config.rounds.keep_versions
             self._kept = await self._surely(self.store.kept_versions, keep)
+            self.norms = await self._surely(self.store.norms)
             if spend is not None:
                 await self._perform(machine.handle(events.Spent(machine.round), time.monotonic()))
         if findings.lost and machine.paused is None:

@@ -6,6 +6,7 @@ which may still be valid safetensors, take the general way of `protocol.tensors`
 It knows bytes, shapes and numbers; it does not know rounds or files.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,9 @@ from tap_core.config import Aggregation
 
 _LENGTH_BYTES = 8
 _BLOCK = 1 << 16
+_NORM_BLOCK = 1 << 13
+"""So few values that no BLAS spreads their product over threads: the sum is the same whatever else the machine does."""
+
 _VALUES = "values"
 
 
@@ -37,6 +41,8 @@ class Form:
         empty = encode_tensors(ComponentTensors(name, zeros))
         self._header = empty[: _LENGTH_BYTES + int.from_bytes(empty[:_LENGTH_BYTES], "little")]
         self._size = len(empty)
+        self.values = sum(zero.size for zero in zeros.values())
+        """How many values the component has."""
         self.limit = encoded_size_limit(shapes, dtype)
         """Most bytes that any encoding of the component has."""
 
@@ -45,6 +51,27 @@ class Form:
         values = self._flat(data)
         if values is None or not _all_finite(values):
             decode_tensors(self.name, data, shapes=self.shapes, dtype=self.dtype)
+
+    def distance(self, one: bytes, other: bytes | None = None) -> float:
+        """||one - other||, of checked bytes, ``other`` being 0 if it is not given: in float64."""
+        first, second = self._values(one), None if other is None else self._values(other)
+        block, total = np.empty(min(first.size, _NORM_BLOCK)), 0.0
+        for start in range(0, first.size, _NORM_BLOCK):
+            part = first[start : start + _NORM_BLOCK]
+            block = block[: part.size]
+            np.copyto(block, part)
+            if second is not None:
+                np.subtract(block, second[start : start + _NORM_BLOCK], out=block)
+            total += float(np.dot(block, block))
+        return math.sqrt(total)
+
+    def _values(self, data: bytes) -> "np.ndarray[Any, Any]":
+        """All values in the order of our header, whatever the order of theirs."""
+        values = self._flat(data)
+        if values is not None:
+            return values
+        tensors = decode_tensors(self.name, data, shapes=self.shapes, dtype=self.dtype).tensors
+        return self._values(encode_tensors(ComponentTensors(self.name, tensors)))
 
     def aggregate(self, updates: Mapping[str, tuple[int, bytes]]) -> bytes:
         """`tap_core.aggregation.aggregate` of {device: (examples, checked bytes)}, as the bytes of the result."""

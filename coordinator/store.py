@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, up
 
 from coordinator.audit import SERVICE, record
 from coordinator.database import reading
+from coordinator.norms import WINDOW, Norms
 from coordinator.registry import Registry
 from coordinator.rounds import History
 from coordinator.schema import component_versions, devices, federations, rounds, update_components, updates
@@ -229,6 +230,17 @@ class Store:
     def versions(self) -> dict[str, Version]:
         """The current version of every component."""
         return {name: kept[0] for name, kept in self.kept_versions(1).items()}
+
+    def norms(self) -> dict[str, Norms]:
+        """The update norms of every component's last versions, those that were taken back left out."""
+        table = component_versions
+        where = (table.c.federation == self.federation, table.c.norm.is_not(None), table.c.withdrawn_at.is_(None))
+        query = select(table.c.component, table.c.version, table.c.norm).where(*where)
+        found: dict[str, Norms] = {}
+        with reading(self.engine) as db:
+            for component, version, norm in db.execute(query.order_by(table.c.component, table.c.version)):
+                found[component] = (*found.get(component, ()), (version - 1, norm))[-WINDOW:]
+        return found
 
     def kept_versions(self, number: int) -> dict[str, list[Version]]:
         """The newest ``number`` versions of every component that were not withdrawn, the current one first."""

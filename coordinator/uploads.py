@@ -4,11 +4,14 @@ It knows an Update, the blob store and the checks; it does not know the connecti
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
-from coordinator.checks import Membership, check_component, check_update
+from coordinator.blobs import BlobError
+from coordinator.checks import Membership, check_change, check_component, check_update
 from coordinator.federation import Federation
+from coordinator.store import Contribution, Version
 from protocol.messages import Update
 
 BATCH_BYTES = 2 * 1024 * 1024
@@ -23,17 +26,27 @@ Item = TypeVar("Item")
 class Upload:
     """An update whose blobs are coming in. Raises Unacceptable if it is refused for what it says of itself."""
 
-    def __init__(self, update: Update, membership: Membership, federation: Federation, device: str):
+    def __init__(
+        self, update: Update, membership: Membership, sent: Mapping[str, Version], federation: Federation, device: str
+    ):
+        """``sent``: the versions that the device was asked to train from."""
         self.update = update
-        self.contributions = check_update(update, membership, federation.forms)
+        self._claimed = check_update(update, membership, federation.forms)
         self._forms, self._blobs, self._device = federation.forms, federation.blobs, device
+        self._federation, self._sent = federation, sent
+        self._norms: dict[str, float] = {}
         self._names: dict[str, list[str]] = {}
-        for name, given in sorted(self.contributions.items()):
+        for name, given in sorted(self._claimed.items()):
             self._names.setdefault(given.digest, []).append(name)
         self._missing: set[str] = set(self._names)
         self._waiting: list[tuple[str, bytes]] = []
         self._saves: list[asyncio.Future[None]] = []
         self._slots = asyncio.Semaphore(SAVES_AT_ONCE)
+
+    @property
+    def contributions(self) -> dict[str, Contribution]:
+        """By component; with its norm once it is checked, if norms are limited."""
+        return {name: replace(given, norm=self._norms.get(name)) for name, given in self._claimed.items()}
 
     @property
     def digests(self) -> frozenset[str]:
@@ -46,7 +59,7 @@ class Upload:
 
     async def lacking(self) -> list[tuple[str, int]]:
         """(digest, size) of each blob to ask for. Those that are stored already are only checked."""
-        sizes = {given.digest: given.size for given in self.contributions.values()}
+        sizes = {given.digest: given.size for given in self._claimed.values()}
         stored = await asyncio.to_thread(lambda: [d for d in self._names if self._blobs.has(d, self._device)])
         if stored:
             self._missing.difference_update(stored)
@@ -63,7 +76,12 @@ class Upload:
 
     async def settle(self) -> None:
         """Wait until every blob is staged. Raises Unacceptable if one does not hold its component's tensors."""
-        await asyncio.gather(*self._saves)
+        try:
+            await asyncio.gather(*self._saves)
+        except BlobError as error:
+            if error.digest in {version.digest for version in self._sent.values()}:
+                self._federation.repair()
+            raise
 
     async def _start(self, work: Callable[[list[Item]], None], items: list[Item]) -> None:
         await self._slots.acquire()
@@ -86,5 +104,9 @@ class Upload:
             self._check(digest, self._blobs.get(digest, self._device))
 
     def _check(self, digest: str, data: bytes) -> None:
+        bound = self._federation.bound
         for name in self._names[digest]:
             check_component(self._forms[name], data)
+            if bound.exists:
+                sent, recent = self._blobs.get(self._sent[name].digest), self._federation.norms.get(name, ())
+                self._norms[name] = check_change(self._forms[name], data, sent, bound, self.update.round, recent)

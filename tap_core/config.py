@@ -5,12 +5,14 @@ It knows the file format and the limits of each value. It does not know tensors,
 
 import difflib
 import json
+import math
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tap_core.components import Modality, TaskKind
 from tap_core.errors import UsageError
@@ -88,6 +90,19 @@ class ModelConfig(Settings):
 
 UPDATE_NORM_PATTERN = r"^(none|(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?x?)$"
 
+
+def _as_text(value: Any) -> Any:
+    """TOML may say ``5.0`` as well as ``"5.0"``."""
+    return repr(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def _is_limit(value: str) -> str:
+    given = re.fullmatch(UPDATE_NORM_PATTERN, value)
+    if not given or (value != "none" and not 0 < float(value.removesuffix("x")) < math.inf):
+        raise ValueError("is a number above 0, a factor above 0 as in '10x', or 'none'")
+    return value
+
+
 Aggregation = Literal["mean", "trimmed_mean", "median"]
 """How the updates of a component become its next version."""
 
@@ -111,10 +126,10 @@ class RoundsConfig(Settings):
     trim: float = Field(
         default=0.2, gt=0, lt=0.5, description="Share of the updates that trimmed_mean leaves out at either end."
     )
-    max_update_norm: Annotated[str, Field(pattern=UPDATE_NORM_PATTERN)] = Field(
+    max_update_norm: Annotated[str, BeforeValidator(_as_text), AfterValidator(_is_limit)] = Field(
         default="10x",
         description="Largest norm of a component's update: a number, or a factor (as in '10x') of the running median "
-        "of those accepted; 'none' for no limit.",
+        "of those accepted, and then never more than the optimizer can do; 'none' for no limit.",
     )
     max_strikes: int = Field(
         default=3, ge=1, description="Rejected updates, none accepted between, after which a device is sampled no more."

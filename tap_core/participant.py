@@ -21,9 +21,10 @@ from tap_core.distillation import distil
 from tap_core.evaluation import data_uri, evaluate, floor, samples
 from tap_core.model import TapModel, Tensors
 from tap_core.objectives import METRICS
+from tap_core.optimizer import warmed_up
 from tap_core.replacement import replaced_components, triggers
 from tap_core.sampling import derive_seed
-from tap_core.training import Phase, Progress, Runtime, make_accelerator, train, warmed_up
+from tap_core.training import Phase, Progress, Runtime, make_accelerator, train
 
 WIRE_DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),

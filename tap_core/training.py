@@ -19,6 +19,7 @@ from tap_core.data import Example, TaskBatch, mixed_batches
 from tap_core.errors import TapError, UsageError
 from tap_core.model import TapModel
 from tap_core.objectives import losses
+from tap_core.optimizer import BETAS, EPSILON
 
 Progress = Callable[[str, int, int], None]
 """Called with the phase's name, the step just done and the number of steps; what it raises ends the training."""
@@ -86,7 +87,14 @@ def train(
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = accelerator.prepare(
-        torch.optim.AdamW(parameters, lr=phase.learning_rate, weight_decay=settings.weight_decay, fused=True)
+        torch.optim.AdamW(
+            parameters,
+            lr=phase.learning_rate,
+            betas=BETAS,
+            eps=EPSILON,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
     )
     batches = mixed_batches(data, settings.batch_size, phase.seed)
     totals, counts = dict.fromkeys(data, 0.0), dict.fromkeys(data, 0)
@@ -117,10 +125,3 @@ def train(
     for parameter in parameters:
         parameter.requires_grad_(False)
     return {name: totals[name] / counts[name] for name in sorted(data) if counts[name]}
-
-
-def warmed_up(settings: TrainingConfig, round_number: int) -> float:
-    """The learning rate of a round: linear warm-up over the first rounds, then constant. Rounds count from 0."""
-    if settings.warmup_rounds == 0:
-        return settings.learning_rate
-    return settings.learning_rate * min(1.0, (round_number + 1) / settings.warmup_rounds)

@@ -34,6 +34,9 @@ from tap_core.manifest import COMPONENTS_DIRECTORY, ComponentSpec, FederationMan
 
 FOUNDATION = "f" * 64
 SHAPES = {"lora_a": (4, 8), "lora_b": (8, 4), "bias": (5,)}
+ROUNDS = {"total": 2, "clients_per_round": 2, "min_devices": 2, "deadline": 60, "max_update_norm": "none"}
+"""No limit to norms: a fake device moves its components farther than any training could."""
+
 ALL_TASKS = {
     "kinds": {"kind": "image_classification", "inputs": ["image"], "classes": ["a", "b"]},
     "senses": {"kind": "text_classification", "inputs": ["text"], "classes": ["a", "b"]},
@@ -49,7 +52,7 @@ def make_federation(directory, *, shapes=None, dtype="float32", **rounds):
             "foundation": "tiny",
             "seed": 3,
             "tasks": ALL_TASKS,
-            "rounds": {"total": 2, "clients_per_round": 2, "min_devices": 2, "deadline": 60, **rounds},
+            "rounds": {**ROUNDS, **rounds},
             "wire": {"dtype": dtype},
         }
     )

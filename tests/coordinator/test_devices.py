@@ -193,6 +193,68 @@ def test_an_update_that_does_not_fit_is_rejected_and_changes_nothing(federation,
     asyncio.run(main())
 
 
+def moved(manifest, components, by):
+    """The components with one value of each moved by so much."""
+    blobs = {}
+    for name, data in components.items():
+        tensors = decode_tensors(name, data, shapes=manifest.components[name].shapes, dtype="float32").tensors
+        changed = {key: value.copy() for key, value in tensors.items()}
+        changed["bias"][0] += np.float32(by)
+        blobs[name] = encode_tensors(ComponentTensors(name, changed))
+    return blobs
+
+
+@pytest.mark.parametrize("value", [1e6, 3e38, -3e38, 0.1])
+def test_values_that_no_training_can_give_are_refused_in_the_first_round(federation, enroll, running, value):
+    """They were averaged, and every honest device then diverged."""
+    directory, manifest = federation(total=1, clients_per_round=2, max_update_norm="10x", deadline=1)
+    good, evil = enroll(directory, manifest, "good", IMAGES), enroll(directory, manifest, "evil", IMAGES)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            await asyncio.gather(good.connect(service.url), evil.connect(service.url))
+            given = await evil.fetch((await evil.hear()).components)
+            rejected = await evil.report(0, moved(manifest, given, value))
+            assert (rejected.type, rejected.code) == ("rejected", "norm")
+            assert "norm is" in rejected.why and "of at most" in rejected.why and "\n" not in rejected.why
+            honest = moved(manifest, await good.fetch((await good.hear()).components), 1e-4)
+            assert (await good.report(0, honest)).type == "accepted"
+            final = await good.fetch((await good.hear()).components)
+            assert final == honest  # bit for bit: the mean over the one that counts
+
+    asyncio.run(main())
+
+
+def test_norms_are_kept_and_later_ones_are_measured_by_them(federation, enroll, running):
+    """Within the optimizer's reach, ten times the usual is refused; what was accepted outlives a restart."""
+    directory, manifest = federation(total=9, clients_per_round=1, min_devices=1, max_update_norm="10x")
+    device = enroll(directory, manifest, "one", IMAGES)
+
+    async def take_part(number, by):
+        train = await device.hear()
+        assert train.round == number
+        return await device.report(number, moved(manifest, await device.fetch(train.components), by))
+
+    async def main():
+        for numbers in ((0, 1), (2, 3)):
+            async with running(directory, manifest) as service:
+                await device.connect(service.url)
+                for number in numbers:
+                    by = 1e-5 * (number + 1)  # the learning rate warms up
+                    assert (await take_part(number, by)).type == "accepted"
+                    await service.until(lambda number=number: service.federation.machine.round == number + 1)
+                norms = dict(service.store.norms()["encoder/image"])
+                assert norms == pytest.approx({n: 1e-5 * (n + 1) for n in range(numbers[1] + 1)}, rel=0.05)
+                assert service.federation.norms == service.store.norms()
+                await device.socket.close()
+        async with running(directory, manifest) as service:
+            await device.connect(service.url)
+            rejected = await take_part(4, 6e-4)
+            assert (rejected.type, rejected.code) == ("rejected", "norm")
+
+    asyncio.run(main())
+
+
 def test_a_blob_with_another_digest_ends_the_connection(federation, enroll, running):
     directory, manifest = one_round(federation)
     device = enroll(directory, manifest, "one", IMAGES)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from coordinator.database import NEWEST, connect
 from coordinator.registry import MAX_EXAMPLES, Enrolment
 from coordinator.rounds import History
-from coordinator.schema import devices, metadata
+from coordinator.schema import component_versions, devices, metadata
 from coordinator.store import Contribution, Store, Version
 from tap_core.errors import UsageError
 
@@ -148,6 +148,19 @@ def test_a_device_enrolled_before_there_were_bounds_has_the_default(store):
     with store.engine.begin() as db:
         db.execute(devices.update().values(max_examples=None, allowed_tasks=null()))
     assert store.registry.enrolments(9.0) == {"a": Enrolment("1" * 64, None, MAX_EXAMPLES)}
+
+
+def test_norms_are_those_of_the_last_versions_that_count(store):
+    assert store.norms() == {}
+    for number in range(12):
+        store.open_round(number, 0, ["a"], 3.0)
+        digest = f"{number:064x}"
+        commit(store, number, {"decoder/x": Version(number + 1, digest, 20, 1, None if number == 4 else number / 2)})
+    assert store.norms() == {"decoder/x": tuple((n, n / 2) for n in (1, 2, 3, 5, 6, 7, 8, 9, 10, 11))}
+    table = component_versions
+    with store.engine.begin() as db:
+        db.execute(table.update().where(table.c.version == 12).values(withdrawn_at=1.0))
+    assert [number for number, _ in store.norms()["decoder/x"]] == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
 
 
 def test_two_federations_do_not_see_each_other(store, url):

@@ -58,6 +58,21 @@ def test_bad_settings_are_refused_in_one_line(tmp_path: Path, addition: str, sai
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"), [("5", "5"), ("5.0", "5.0"), ("1e-9", "1e-09"), ('"2.5x"', "2.5x"), ('"none"', "none")]
+)
+def test_a_limit_of_norms_is_a_number_a_factor_or_none(tmp_path: Path, written: str, meant: str) -> None:
+    config = load_toml(write(tmp_path, f"{GOOD}[rounds]\nmax_update_norm = {written}"), FederationConfig)
+    assert config.rounds.max_update_norm == meant
+    assert FederationConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize("written", ['"ten"', "0", '"0x"', "-1", "inf", '"nan"', "true", '"5 x"', '"1e999"', '"5x\\n"'])
+def test_another_limit_of_norms_is_refused(tmp_path: Path, written: str) -> None:
+    with pytest.raises(UsageError, match=r"rounds\.max_update_norm: "):
+        load_toml(write(tmp_path, f"{GOOD}[rounds]\nmax_update_norm = {written}"), FederationConfig)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere\.toml: no such file"):
         load_toml(tmp_path / "nowhere.toml", FederationConfig)

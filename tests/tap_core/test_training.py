@@ -13,8 +13,9 @@ from tap_core.config import TrainingConfig
 from tap_core.distillation import distil, teaching
 from tap_core.errors import TapError, UsageError
 from tap_core.objectives import divergences, hits
+from tap_core.optimizer import warmed_up
 from tap_core.sampling import derive_seed
-from tap_core.training import Phase, Runtime, make_accelerator, train, warmed_up
+from tap_core.training import Phase, Runtime, make_accelerator, train
 
 Make = Callable[..., Any]
 CPU = Runtime(device="cpu", threads=1)
