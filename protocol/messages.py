@@ -178,6 +178,15 @@ class Update(_Part):
         return self
 
 
+class Decline(_Part):
+    """The device cannot take part in this round: it keeps the state of before, and waits to be asked for the next."""
+
+    type: Literal["decline"] = "decline"
+    round: Round = Field(description="The round of the Train that it answers.")
+    code: Code = Field(description="Machine-readable reason.")
+    why: Line = Field(description="The reason in one line.")
+
+
 class Want(_Part):
     """The coordinator asks for one blob of the update, from the offset that it has come to."""
 
@@ -239,6 +248,7 @@ AnyMessage: TypeAlias = (
     | Fetch
     | Chunk
     | Update
+    | Decline
     | Want
     | Accepted
     | Rejected
@@ -251,7 +261,7 @@ Message = Annotated[AnyMessage, Field(discriminator="type")]
 """Any message, told apart by its field `type`."""
 
 MESSAGE_CLASSES: tuple[type[AnyMessage], ...] = get_args(AnyMessage)
-DEVICE_MESSAGES: frozenset[str] = frozenset({"hello", "fetch", "chunk", "update", "heartbeat", "done"})
+DEVICE_MESSAGES: frozenset[str] = frozenset({"hello", "fetch", "chunk", "update", "decline", "heartbeat", "done"})
 COORDINATOR_MESSAGES: frozenset[str] = frozenset(
     {"welcome", "refuse", "train", "chunk", "want", "accepted", "rejected", "finish", "bye"}
 )

@@ -12,7 +12,8 @@ table can hold:
 - only owned components are offered, by Train and Finish to the device and by Update to the coordinator;
 - only offered blobs are asked for, from the offset that the asking side has come to, one transfer of a blob at a time;
 - chunks come for blobs that were asked for, in order, and the finished blob has the digest that names it;
-- an update, its answer and a done come when the transfers before them are over, and with the round that was asked for.
+- an update, its answer, a decline and a done come when the transfers before them are over, and with the round that was
+  asked for.
 
 It has no sockets and no clock. Each `receive` takes one WebSocket message; after RemoteProtocolError the session is
 closed, and the caller closes the connection with the error's `close_code`.
@@ -31,6 +32,7 @@ from protocol.messages import (
     Bye,
     Chunk,
     ComponentRef,
+    Decline,
     Done,
     Fetch,
     Finish,
@@ -179,7 +181,7 @@ class Session:
                 return self._transfers.wrong_request(message.digest, message.offset, by_peer=by_peer)
             case Update():
                 return self._wrong_round(message.round) or self._busy(message) or self._wrong_names(message.components)
-            case Accepted():
+            case Accepted() | Decline():
                 return self._wrong_round(message.round) or self._busy(message)
             case Rejected():
                 return self._wrong_round(message.round)
@@ -218,5 +220,5 @@ class Session:
                 self._transfers.call_off()
             case Bye() | Refuse():
                 self._transfers.end()
-        if by_peer and message.type in ("fetch", "update", "done"):
+        if by_peer and message.type in ("fetch", "update", "decline", "done"):
             self._transfers.nothing_late()  # the device has heard of the last answer to an update

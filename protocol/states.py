@@ -3,11 +3,13 @@
 Theory of operation. A connection has two ends, each with a state of its own. The device introduces itself and is then
 idle; from idle the coordinator asks it to train, or, at the end of the federation, to finish. A device that trains
 fetches what it lacks, and reports an update; the coordinator fetches the update's blobs and accepts or rejects it, and
-both are idle again. The coordinator may say bye at any time; that, a refusal, a violation and the loss of the
-connection all lead to `closed`. After a reconnect everything starts again from `opening`.
+both are idle again. A device that cannot take part in the round declines instead, and is idle at once. The coordinator
+may say bye at any time; that, a refusal, a violation and the loss of the connection all lead to `closed`. After a
+reconnect everything starts again from `opening`.
 
 ```
 opening -hello-> greeting -welcome-> idle -train-> training -update-> reporting -accepted/rejected-> idle
+                                                   training -decline-> idle
                                      idle -finish-> finishing -done-> done -bye-> closed
 ```
 
@@ -48,6 +50,7 @@ _DEVICE: dict[State, Transitions] = {
         ("receive", "chunk"): "training",
         ("send", "heartbeat"): "training",
         ("send", "update"): "reporting",
+        ("send", "decline"): "idle",
         ("receive", "bye"): "closed",
     },
     "reporting": {

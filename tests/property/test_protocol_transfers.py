@@ -12,6 +12,7 @@ from protocol.messages import (
     Accepted,
     Bye,
     ComponentRef,
+    Decline,
     Done,
     Fetch,
     Finish,
@@ -287,6 +288,7 @@ ACTIONS = {
     "device sends a chunk": lambda walk: walk.next_chunk("device"),
     "update": lambda walk: walk.tell("device", UPDATES[1]),
     "another update": lambda walk: walk.tell("device", UPDATES[0]),
+    "decline": lambda walk: walk.tell("device", Decline(round=3, code="diverged", why="no")),
     "done": lambda walk: walk.tell("device", Done()),
     "welcome": lambda walk: walk.tell("coordinator", Welcome(session="s", settings="{}", owned=NAMES)),
     "train": lambda walk: walk.tell("coordinator", Train(round=3, deadline=1.0, components=OFFERS[0])),
@@ -304,7 +306,8 @@ SCRIPT = (
     """greet/coordinator receives/welcome/device receives/train/device receives/update/coordinator receives/want
 device receives/device sends a chunk/reject/train again/coordinator receives/device receives/device receives/fetch
 coordinator receives/another update/coordinator sends a chunk/coordinator sends a chunk/device receives/device receives
-another update/coordinator receives/accept/finish/device receives/device receives/done/coordinator receives/beat/say bye
+another update/coordinator receives/accept/train/device receives/device receives/decline/coordinator receives
+finish/device receives/done/coordinator receives/beat/say bye
 """.replace("\n", "/")
     .strip("/")
     .split("/")
@@ -332,6 +335,6 @@ def test_the_walk_gets_everywhere():
         ACTIONS[step](walk)
     assert {name for _, name in walk.sent} == {
         "hello", "welcome", "train", "update", "ask", "chunk", "rejected", "accepted", "finish", "done", "heartbeat",
-        "bye",
+        "decline", "bye",
     }  # fmt: skip
     assert {session.state for session in walk.sessions.values()} == {"done", "closed"}

@@ -10,6 +10,7 @@ from protocol.messages import (
     Bye,
     Chunk,
     ComponentRef,
+    Decline,
     Done,
     Fetch,
     Finish,
@@ -36,6 +37,7 @@ def ref(blob, version=0, name=OWNED):
     return ComponentRef(name=name, version=version, digest=digest_of(blob), size=len(blob))
 
 
+DECLINE = Decline(round=3, code="diverged", why="the loss is not finite")
 TRAIN = Train(round=3, deadline=60.0, components=(ref(OLD, 3),))
 UPDATE = Update(round=3, examples={OWNED: 5}, components=(ref(NEW, 3),))
 
@@ -112,6 +114,14 @@ def test_a_whole_federation_of_one_round():
     assert pair.states == ("finishing", "finishing")
     assert pair.up(Done()) == [Done()] and pair.states == ("done", "done")
     assert pair.down(Bye(code="complete")) == [Bye(code="complete")] and pair.states == ("closed", "closed")
+
+
+def test_a_device_that_declines_is_idle_and_may_be_asked_again_at_once():
+    pair = Pair().fetching()
+    for data in pair.coordinator.send_blob(digest_of(OLD), OLD):
+        pair.device.receive(data)
+    assert pair.up(DECLINE) == [DECLINE] and pair.states == ("idle", "idle")
+    assert pair.down(TRAIN) == [TRAIN] and pair.up(UPDATE) == [UPDATE] and pair.states == ("reporting", "reporting")
 
 
 def test_a_refusal_ends_the_connection():
@@ -236,6 +246,10 @@ LOCAL = {
     "fetch from another offset": ("fetching", "device", Fetch(digests=(digest_of(OLD),), offsets=(5,))),
     "fetch twice": ("fetching", "device", Fetch(digests=(digest_of(OLD),), offsets=(0,))),
     "update while fetching": ("fetching", "device", UPDATE),
+    "decline while idle": ("idle", "device", DECLINE),
+    "decline while fetching": ("fetching", "device", DECLINE),
+    "decline of another round": ("training", "device", Decline(round=2, code="diverged", why="no")),
+    "decline of an update that was sent": ("reporting", "device", DECLINE),
     "want of what was not offered": ("reporting", "coordinator", Want(digest=X, offset=0)),
     "want of the old component": ("reporting", "coordinator", Want(digest=digest_of(OLD), offset=0)),
     "want without expect": ("reporting", "coordinator", Want(digest=digest_of(NEW), offset=0)),
