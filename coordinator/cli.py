@@ -144,15 +144,22 @@ def revoke(
 @one_line_errors
 def devices(directory: Directory, database: Database = None, as_json: AsJson = False) -> None:
     """List the devices that were ever enrolled."""
+    most = load_manifest(directory).config.rounds.max_strikes
     with opened_store(directory, database) as (store, _):
-        rows = [enrolled_facts(device, time.time()) for device in store.registry.all()]
+        rows = [enrolled_facts(device, time.time(), most) for device in store.registry.all()]
     if as_json:
         typer.echo(json.dumps(rows))
     for row in [] if as_json else rows:
         tasks = ", ".join(f"{name} ({count})" for name, count in row["tasks"].items()) or "-"
         until = row["code_expires_at"] or row["token_expires_at"]
         when = f"enrolled {clock(row['enrolled_at'])}" + ("" if until is None else f", until {clock(until)}")
-        typer.echo(f"{row['device']:<24} {row['state']:<9} {when}  tasks: {tasks}")
+        strikes = _strikes(row["strikes"], row["state"] == "barred")
+        typer.echo(f"{row['device']:<24} {row['state']:<9} {when}  tasks: {tasks}{strikes}")
+
+
+def _strikes(number: int, is_barred: bool) -> str:
+    counted = f"  {number} strike{'s' if number > 1 else ''}" if number else ""
+    return f"{counted}: sampled no more, see its log and enroll it with --renew" if is_barred else counted
 
 
 @app.command(epilog="Example: tap-coordinator status federation --json")
@@ -178,7 +185,8 @@ def status(directory: Directory, database: Database = None, as_json: AsJson = Fa
     for name, device in facts["devices"].items():
         progress = f"{device['phase']} {device['step']}/{device['steps']}" if device["phase"] else ""
         state = "connected" if device["connected"] else "done" if name in facts["done"] else "away"
-        typer.echo(f"  {name:<24} {state:<10} {progress}")
+        strikes = _strikes(facts["strikes"].get(name, 0), name in facts["barred"])
+        typer.echo(f"  {name:<24} {state:<10} {progress}{strikes}")
 
 
 def _live(paths: StatePaths) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from protocol.messages import (
     AnyMessage,
     Bye,
     ComponentRef,
+    Decline,
     Done,
     Fetch,
     Finish,
@@ -186,7 +187,7 @@ class Conversation:
             if self.session.state != "idle":
                 continue
             match self.federation.assignment(self.link.device, self.membership.owned):
-                case Training(number, attempt, seconds, components) if self.link.declined != (number, attempt):
+                case Training(number, _, seconds, components):
                     self._sent = components
                     await self._send(Train(round=number, deadline=seconds, components=_refs(components)))
                 case Finishing(components):
@@ -239,11 +240,18 @@ class Conversation:
                 return
             match await self._take(data):
                 case Heartbeat(phase=phase, step=step, steps=steps):
+                    has_moved = (phase, step) != (self.link.phase, self.link.step)
                     self.link.phase, self.link.step, self.link.steps = phase, step, steps
+                    if has_moved:
+                        await self.federation.progress(self.link.device)
                 case Fetch() as fetch:
                     self._fetched.put_nowait(fetch)
                 case Update() as update:
                     await self._begin_upload(update)
+                case Decline() as no:
+                    self.federation.metrics.updates.labels("declined").inc()
+                    await self.federation.decline(self.link.device, no.round, no.code, no.why)
+                    self.wake.set()
                 case BlobReceived(digest, blob) if self._upload is not None:
                     await self._upload.save(digest, blob)
                     await self._end_upload()
@@ -257,6 +265,7 @@ class Conversation:
         if self.federation.has_update(self.link.device, update.round):
             await self._answer(Accepted(round=update.round))
         elif not self.federation.awaits(self.link.device, update.round):
+            await self.federation.progress(self.link.device)
             await self._reject(update.round, Unacceptable("late", "the round is over or goes on without it"))
         else:
             try:
@@ -287,10 +296,10 @@ class Conversation:
             await self._reject(number, Unacceptable("late", f"round {number} closed while the update was on its way"))
 
     async def _reject(self, number: int, error: Unacceptable) -> None:
-        current = self.federation.machine.current
-        if error.code != "late" and current is not None:
-            self.link.declined = (number, current.attempt)
-        self._log.warning("update rejected", round=number, code=error.code, why=error.why)
+        if error.code == "late":
+            self._log.warning("update rejected", round=number, code=error.code, why=error.why)
+        else:
+            await self.federation.reject(self.link.device, number, error.code, error.why)
         await self._answer(Rejected(round=number, code=error.code, why=error.why[:1024]))
 
     async def _answer(self, message: Accepted | Rejected) -> None:

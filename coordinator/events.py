@@ -31,6 +31,37 @@ class Reported:
 
 
 @dataclass(frozen=True)
+class Rejected:
+    """The device's update for ``round`` was refused for what it held, not for being late: a strike, and no more is
+    waited for."""
+
+    round: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Declined:
+    """The device says that it cannot take part in ``round``, because its training diverged."""
+
+    round: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """The device does something: its heartbeats move on, or an update of it came too late."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """The operator gave the device a new token, and with it a clean sheet."""
+
+    device: str
+
+
+@dataclass(frozen=True)
 class Committed:
     """The new versions of the components, made by ``CloseRound`` of ``round``, are durable."""
 
@@ -83,7 +114,23 @@ class Tick:
     """Time has passed; nothing else happened."""
 
 
-Event = Joined | Left | Reported | Committed | Lost | Spent | Completed | Removed | Pause | Resume | Tick
+Event = (
+    Joined
+    | Left
+    | Reported
+    | Rejected
+    | Declined
+    | Progressed
+    | Renewed
+    | Committed
+    | Lost
+    | Spent
+    | Completed
+    | Removed
+    | Pause
+    | Resume
+    | Tick
+)
 
 
 # Actions
@@ -100,24 +147,30 @@ class OpenRound:
 
 @dataclass(frozen=True)
 class CloseRound:
-    """Aggregate the contributors' updates, commit the new versions, then give the machine ``Committed``."""
+    """Aggregate the contributors' updates, commit the new versions, then give the machine ``Committed``.
+
+    ``missing`` are the sampled devices that did not contribute. Of them ``late`` missed the deadline, which is to be
+    counted, and ``away`` are to be recorded as away.
+    """
 
     round: int
     attempt: int
     contributors: tuple[str, ...]
     missing: tuple[str, ...]
     away: tuple[str, ...]
+    late: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class FailRound:
-    """Record that the attempt failed, why, and who was missing. No component changes."""
+    """Record that the attempt failed, why, and who was missing (see CloseRound). No component changes."""
 
     round: int
     attempt: int
     missing: tuple[str, ...]
     away: tuple[str, ...]
     why: str
+    late: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,13 @@ It knows no sockets: `devices.py` asks it what a device should do (`assignment`)
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from coordinator import audit, events, standing
 from coordinator.blobs import ROUND, BlobError, BlobStore
@@ -27,6 +25,7 @@ from coordinator.combine import combine
 from coordinator.forms import Form
 from coordinator.metrics import Metrics
 from coordinator.norms import Bound, Norms, after
+from coordinator.patience import Patience
 from coordinator.registry import Enrolment
 from coordinator.repair import examine, repair_at_start, round_under_way
 from coordinator.rounds import Rounds
@@ -36,13 +35,6 @@ from tap_core.manifest import FederationManifest
 
 POLL_SECONDS = 0.5
 """How often the operator's wishes (pause, resume, stop, revoke) are looked up in the store."""
-
-PASSING = (OSError, MemoryError, OperationalError, InterfaceError, PoolTimeout)
-"""Errors of a full disk, an absent database or too few descriptors: the same again may go well."""
-
-FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.5, 30.0
-
-Result = TypeVar("Result")
 
 log = structlog.get_logger("coordinator.federation")
 
@@ -95,6 +87,8 @@ class Federation:
         self._listeners: list[Callable[[], None]] = []
         self._removed_listeners: list[Callable[[str, str | None], None]] = []
         self._work = Supervisor()
+        patience = Patience(metrics.retries.inc)
+        self._surely, self._until_it_works = patience.surely, patience.until_it_works
         self._enrolments: dict[str, Enrolment] = {}
         self._looking_up = asyncio.Lock()
         self._repairing: asyncio.Task[None] | None = None
@@ -222,6 +216,45 @@ class Federation:
         self.blobs.seal(device, (given.digest for given in components.values()))
         self.store.add_update(number, device, components, time.time())
 
+    async def reject(self, device: str, number: int, code: str, why: str) -> None:
+        """Count a strike: an update of the device is refused for what it held."""
+        log.warning("update rejected", round=number, device=device, code=code, why=why)
+        await self._work.whole(self._reject(device, number))
+
+    async def _reject(self, device: str, number: int) -> None:
+        async with self._lock:
+            machine = self.machine
+            if device in machine.members:
+                attempt = machine.current.attempt if machine.current and self.awaits(device, number) else None
+                await self._surely(self.store.strike, number, attempt, device)
+                await self._perform(machine.handle(events.Rejected(number, device), time.monotonic()))
+                if device in machine.barred:
+                    mend = f"tap-coordinator enroll {device} DIR --renew"
+                    log.warning("device barred", device=device, strikes=machine.strikes[device], mend=mend)
+
+    async def decline(self, device: str, number: int, code: str, why: str) -> None:
+        """Go on without the device in this attempt: it says that it cannot take part."""
+        log.warning("round declined", round=number, device=device, code=code, why=why)
+        await self._work.whole(self._decline(device, number))
+
+    async def _decline(self, device: str, number: int) -> None:
+        async with self._lock:
+            machine = self.machine
+            if machine.current is not None and self.awaits(device, number):
+                await self._surely(self.store.excuse, number, machine.current.attempt, device)
+                await self._perform(machine.handle(events.Declined(number, device), time.monotonic()))
+
+    async def progress(self, device: str) -> None:
+        """The device moves on: it is not away."""
+        if device in self.machine.away:
+            await self._work.whole(self._return(device))
+
+    async def _return(self, device: str) -> None:
+        async with self._lock:
+            if device in self.machine.away & self.machine.connected:
+                await self._surely(self.store.registry.returned, device)
+                await self._perform(self.machine.handle(events.Progressed(device), time.monotonic()))
+
     async def complete(self, device: str) -> None:
         """The device has ended stage 2."""
         await asyncio.to_thread(self.store.registry.complete, device, time.time())
@@ -250,8 +283,8 @@ class Federation:
                     await self._surely(self.store.open_round, number, attempt, sampled, time.time())
                     self._opened = time.monotonic()
                     log.info("round opens", round=number, attempt=attempt, sampled=list(sampled))
-                case events.FailRound(number, attempt, missing, away, why):
-                    args = (number, attempt, missing, away, why, time.time())
+                case events.FailRound(number, attempt, missing, away, why, late):
+                    args = (number, attempt, missing, away, why, time.time(), late)
                     await self._surely(self.store.fail_round, *args)
                     self.metrics.attempts.labels("failed").inc()
                     log.warning("round failed", round=number, attempt=attempt, missing=list(missing), why=why)
@@ -301,7 +334,8 @@ class Federation:
         """Returns the digests that nothing refers to any more. No round is open now: an update that comes in will be
         rejected, so none of them can gain a reference meanwhile."""
         self.blobs.seal(ROUND, (version.digest for version in new.values()))
-        who = {"contributors": action.contributors, "missing": action.missing, "away": action.away}
+        who = {"contributors": action.contributors, "missing": action.missing}
+        who |= {"away": action.away, "late": action.late}
         self.store.commit_round(action.round, action.attempt, new, **who, at=time.time())
         self.blobs.drop_all()
         keep, before = self.manifest.config.rounds.keep_versions, self._kept
@@ -355,25 +389,6 @@ class Federation:
         for changed in self._listeners:
             changed()
 
-    # disks and databases that fail for a while
-
-    async def _surely(self, work: Callable[..., Result], *args: Any) -> Result:
-        """The result of ``work`` in a thread: see `_until_it_works`."""
-        return await self._until_it_works(lambda: asyncio.to_thread(work, *args))
-
-    async def _until_it_works(self, start: Callable[[], Awaitable[Result]]) -> Result:
-        """Do what is decided and must be recorded, again and again while the disk or the database fails."""
-        wait = FIRST_RETRY_SECONDS
-        while True:
-            try:
-                return await start()
-            except PASSING as error:
-                why = f"{type(error).__name__}: {error}".split("\n")[0]
-                log.error("cannot read or store; trying again", why=why, seconds=wait)
-                self.metrics.retries.inc()
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, LONGEST_RETRY_SECONDS)
-
     async def _check_ended(self) -> None:
         if self.machine.phase in ("finishing", "finished"):
             now = time.time()
@@ -419,6 +434,8 @@ class Federation:
                 removed(device, self._token(device))
             if device not in valid:
                 await self._handle(events.Removed(device))
+            elif not await asyncio.to_thread(self.store.registry.is_blamed, device):  # a rotated token clears nothing
+                await self._handle(events.Renewed(device))
         await self._check_ended()  # whoever is out, or lets a code expire, is no longer waited for
 
 

@@ -39,5 +39,3 @@ class Link:
     bytes_received: int = 0
     partial: dict[str, Incoming] = field(default_factory=dict)
     conversation: "Conversation | None" = None
-    declined: tuple[int, int] | None = None
-    """The (round, attempt) whose update was rejected for what it held: it is not asked for again."""

@@ -18,7 +18,10 @@ class Metrics:
             "tap_attempts", "Attempts at rounds, by how they ended.", ["outcome"], registry=registry
         )
         self.updates = Counter(
-            "tap_updates", "Updates of devices, by what became of them.", ["outcome"], registry=registry
+            "tap_updates",
+            "Updates of devices, by what became of them, and rounds that devices declined.",
+            ["outcome"],
+            registry=registry,
         )
         self.retries = Counter(
             "tap_storage_retries", "Times that the disk or the database failed and was asked again.", registry=registry

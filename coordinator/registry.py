@@ -151,6 +151,17 @@ class Registry:
             change = {"tasks": dict(tasks), "owned": list(owned), "away": 0, "joined_at": joined}
             db.execute(update(devices).where(*self._device(device)).values(**change))
 
+    def returned(self, device: str) -> None:
+        """Record that the device, which was away, is at work again."""
+        with self._engine.begin() as db:
+            db.execute(update(devices).where(*self._device(device)).values(away=0))
+
+    def is_blamed(self, device: str) -> bool:
+        """Whether strikes or missed deadlines are held against the device."""
+        with reading(self._engine) as db:
+            query = select(devices.c.strikes, devices.c.missed).where(*self._device(device))
+            return any(db.execute(query).one())
+
     def complete(self, device: str, at: float) -> None:
         """Record that the device has ended stage 2."""
         with self._engine.begin() as db:

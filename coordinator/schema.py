@@ -50,7 +50,7 @@ rounds = Table(
     Column("status", String(16), nullable=False, doc="open, committed or failed."),
     Column("sampled", JSON, nullable=False),
     Column("contributors", JSON, nullable=False),
-    Column("missing", JSON, nullable=False),
+    Column("missing", JSON, nullable=False, doc="While it is open: why by device that is not waited for any more."),
     Column("why", String(2000), nullable=False, default=""),
     Column("opened_at", Float, nullable=False),
     Column("closed_at", Float),

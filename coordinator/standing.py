@@ -26,13 +26,16 @@ def live(manifest: FederationManifest, machine: Rounds) -> dict[str, Any]:
         "reported": sorted(current.reported) if current else [],
         "roster": list(machine.roster),
         "away": sorted(machine.away),
+        "strikes": dict(sorted(machine.strikes.items())),
+        "barred": sorted(machine.barred),
         "done": sorted(machine.done),
     }
 
 
 def recorded(manifest: FederationManifest, store: Store) -> dict[str, Any]:
     """The same facts of one that is not being served, and so with every device away."""
-    history, total = store.history(), manifest.config.rounds.total
+    history, rounds = store.history(), manifest.config.rounds
+    total, barred = rounds.total, {d for d, strikes in history.strikes.items() if strikes >= rounds.max_strikes}
     phase = "finishing" if history.round >= total else "waiting" if history.sampled is None else "open"
     if phase == "finishing" and history.members and history.members <= history.done:
         phase = "finished"
@@ -45,8 +48,10 @@ def recorded(manifest: FederationManifest, store: Store) -> dict[str, Any]:
         "attempt": history.attempt,
         "sampled": list(history.sampled or ()),
         "reported": sorted(history.reported) if history.sampled else [],
-        "roster": sorted(history.members - history.away),
+        "roster": sorted(history.members - history.away - barred),
         "away": sorted(history.away),
+        "strikes": dict(sorted(history.strikes.items())),
+        "barred": sorted(barred),
         "done": sorted(history.done),
         "devices": {d.name: device_facts() for d in store.registry.all() if d.revoked_at is None},
     }
@@ -60,7 +65,7 @@ def device_facts(
     return {"connected": connected, **progress, "bytes_sent": sent, "bytes_received": received}
 
 
-def enrolled_facts(device: Device, at: float) -> dict[str, Any]:
+def enrolled_facts(device: Device, at: float, max_strikes: int) -> dict[str, Any]:
     """What is shown of a device that was ever enrolled, at the time ``at`` (seconds since 1970)."""
     facts = asdict(device)
     del facts["token_sha256"]
@@ -69,6 +74,7 @@ def enrolled_facts(device: Device, at: float) -> dict[str, Any]:
         (not device.is_admitted(at), "expired"),
         (device.code_expires_at is not None, "invited"),
         (device.done_at is not None, "done"),
+        (device.strikes >= max_strikes, "barred"),
         (device.away, "away"),
         (device.joined_at is not None, "joined"),
     ]

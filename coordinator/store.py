@@ -17,7 +17,7 @@ from coordinator.audit import SERVICE, record
 from coordinator.database import reading
 from coordinator.norms import WINDOW, Norms
 from coordinator.registry import Registry
-from coordinator.rounds import History
+from coordinator.rounds import Excuse, History
 from coordinator.schema import component_versions, devices, federations, rounds, update_components, updates
 from tap_core.errors import UsageError
 
@@ -152,12 +152,20 @@ class Store:
             db.execute(insert(rounds).values(**key, **row, opened_at=at))
 
     def fail_round(
-        self, number: int, attempt: int, missing: Sequence[str], away: Sequence[str], why: str, at: float
+        self,
+        number: int,
+        attempt: int,
+        missing: Sequence[str],
+        away: Sequence[str],
+        why: str,
+        at: float,
+        late: Sequence[str] = (),
     ) -> None:
         with self.engine.begin() as db:
             change = {"status": "failed", "missing": list(missing), "why": why[:2000], "closed_at": at}
-            db.execute(update(rounds).where(*self._attempt(number, attempt)).values(**change))
-            self._set_away(db, away)
+            is_open = (*self._attempt(number, attempt), rounds.c.status == "open")
+            if db.execute(update(rounds).where(*is_open).values(**change)).rowcount:  # once more changes nothing
+                self._set_missing(db, away, late)
 
     def commit_round(
         self,
@@ -169,6 +177,7 @@ class Store:
         missing: Sequence[str],
         away: Sequence[str],
         at: float,
+        late: Sequence[str] = (),
     ) -> None:
         """Make the new versions current, close the round and forget which blobs its updates were: all or nothing.
 
@@ -183,11 +192,12 @@ class Store:
             change = {"status": "committed", "contributors": list(contributors), "missing": list(missing)}
             db.execute(update(rounds).where(*self._attempt(number, attempt)).values(**change, closed_at=at))
             db.execute(delete(given).where(given.c.federation == self.federation, given.c.round <= number))
-            self._set_away(db, away)
+            self._set_missing(db, away, late)
 
     def add_update(self, number: int, device: str, components: Mapping[str, Contribution], at: float) -> None:
         """Record an update whose blobs are durable. It takes the place of an earlier one of this device for the round:
-        a device that was revoked and enrolled anew counts with what it says now, and once."""
+        a device that was revoked and enrolled anew counts with what it says now, and once. What was held against the
+        device is forgotten."""
         key = {"federation": self.federation, "round": number, "device": device}
         with self.engine.begin() as db:
             for table in (update_components, updates):
@@ -196,6 +206,20 @@ class Store:
             db.execute(insert(updates).values(**key, accepted_at=at))
             rows = [{**key, "component": name, **vars(given)} for name, given in sorted(components.items())]
             db.execute(insert(update_components), rows)
+            self._set_device(db, device, away=0, missed=0, strikes=0)
+
+    def strike(self, number: int, attempt: int | None, device: str) -> None:
+        """Record that an update of the device was rejected: it is away, with a strike more, and ``attempt`` (None: the
+        one that is open does not wait for it anyway) goes on without it."""
+        with self.engine.begin() as db:
+            self._set_device(db, device, away=1, strikes=devices.c.strikes + 1)
+            if attempt is not None:
+                self._excuse(db, number, attempt, device, "rejected")
+
+    def excuse(self, number: int, attempt: int, device: str) -> None:
+        """Record that the device declined, so that the attempt goes on without it."""
+        with self.engine.begin() as db:
+            self._excuse(db, number, attempt, device, "declined")
 
     def remove_updates(self, number: int, digest: str) -> list[str]:
         """Forget the updates of a round that this blob, which is lost, is part of; returns their devices, sorted."""
@@ -299,6 +323,8 @@ class Store:
             ).one_or_none()
             where = (updates.c.federation == self.federation, updates.c.round == number)
             reported = frozenset(db.execute(select(updates.c.device).where(*where)).scalars())
+            failed = (mine, rounds.c.round == number, rounds.c.status == "failed")
+            absent = [name for names in db.execute(select(rounds.c.missing).where(*failed)).scalars() for name in names]
             paused = self._federation(db).paused
         members = [d for d in self.registry.all() if d.revoked_at is None and d.joined_at is not None]
         is_open = last is not None and last.status == "open"
@@ -311,6 +337,10 @@ class Store:
             away=frozenset(d.name for d in members if d.away),
             done=frozenset(d.name for d in members if d.done_at is not None),
             paused=paused,
+            excused=dict(last.missing) if last is not None and is_open else {},
+            missed={d.name: d.missed for d in members if d.missed},
+            strikes={d.name: d.strikes for d in members if d.strikes},
+            absent=frozenset(absent),
         )
 
     # the parts of transactions
@@ -328,10 +358,20 @@ class Store:
         self._federation(db)
         db.execute(update(federations).where(federations.c.name == self.federation).values(**values))
 
-    def _set_away(self, db: Connection, away: Sequence[str]) -> None:
-        if away:
-            where = (devices.c.federation == self.federation, devices.c.name.in_(away))
-            db.execute(update(devices).where(*where).values(away=1))
+    def _set_missing(self, db: Connection, away: Sequence[str], late: Sequence[str]) -> None:
+        for device in away:
+            self._set_device(db, device, away=1)
+        for device in late:
+            self._set_device(db, device, missed=devices.c.missed + 1)
+
+    def _set_device(self, db: Connection, device: str, **values: Any) -> None:
+        where = (devices.c.federation == self.federation, devices.c.name == device)
+        db.execute(update(devices).where(*where).values(**values))
+
+    def _excuse(self, db: Connection, number: int, attempt: int, device: str, excuse: Excuse) -> None:
+        row = db.execute(select(rounds.c.missing).where(*self._attempt(number, attempt))).one()
+        excused = {**dict(row.missing), device: excuse}
+        db.execute(update(rounds).where(*self._attempt(number, attempt)).values(missing=excused))
 
     def _insert_versions(self, db: Connection, versions: Mapping[str, Version]) -> None:
         rows = [

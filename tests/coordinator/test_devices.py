@@ -1,14 +1,17 @@
 """The device plane over real sockets, with scripted devices: rounds, transfers, updates, and what crosses the wire."""
 
 import asyncio
+import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from coordinator.events import Tick
 from protocol.codec import decode, encode
-from protocol.messages import CHUNK, Chunk, ComponentRef, Done, Fetch, Heartbeat
+from protocol.messages import CHUNK, Chunk, ComponentRef, Decline, Done, Fetch, Heartbeat
 from protocol.tensors import DTYPES, ComponentTensors, decode_tensors, digest_of, encode_tensors
 from tap_core.aggregation import aggregate
 from tap_core.simulation import next_components
@@ -186,9 +189,11 @@ def test_an_update_that_does_not_fit_is_rejected_and_changes_nothing(federation,
             blobs, changes = corrupt(device, manifest, await device.fetch(train.components), how)
             rejected = await device.report(0, blobs, **changes)
             assert (rejected.type, rejected.code) == ("rejected", code)
-            assert service.store.updates(0) == {} and service.federation.machine.missing == ("one",)
-            with pytest.raises(asyncio.TimeoutError):  # and it is not asked again for the same attempt
+            assert service.store.updates(0) == {} and service.store.attempts()[0].missing == ("one",)
+            assert service.federation.machine.strikes == {"one": 1}
+            with pytest.raises(asyncio.TimeoutError):  # and it is not asked again until it has come back
                 await asyncio.wait_for(device.socket.recv(), 0.2)
+            assert (await device.take_part(service.url)).code == "done"
 
     asyncio.run(main())
 
@@ -207,7 +212,7 @@ def moved(manifest, components, by):
 @pytest.mark.parametrize("value", [1e6, 3e38, -3e38, 0.1])
 def test_values_that_no_training_can_give_are_refused_in_the_first_round(federation, enroll, running, value):
     """They were averaged, and every honest device then diverged."""
-    directory, manifest = federation(total=1, clients_per_round=2, max_update_norm="10x", deadline=1)
+    directory, manifest = federation(total=1, clients_per_round=2, max_update_norm="10x")
     good, evil = enroll(directory, manifest, "good", IMAGES), enroll(directory, manifest, "evil", IMAGES)
 
     async def main():
@@ -512,5 +517,217 @@ def test_asking_for_what_was_not_offered_ends_the_connection(federation, enroll,
             with pytest.raises(ConnectionClosed) as error:
                 await device.socket.recv()
             assert error.value.rcvd.code == 1002
+
+    asyncio.run(main())
+
+
+async def reports(device, update=lambda device, number, given: device.train(number, given)):
+    """Take part in the next round; returns (round, the coordinator's answer), or None if the end has come."""
+    event = await device.hear()
+    if event.type != "train":
+        return None
+    return event.round, (
+        await device.report(event.round, update(device, event.round, await device.fetch(event.components)))
+    )
+
+
+async def until_the_end(device):
+    while await reports(device):
+        pass
+    return device
+
+
+def bad(device, number, given):
+    return {name: data[:-4] + np.float32(np.nan).tobytes() for name, data in device.train(number, given).items()}
+
+
+async def expire(service):
+    """Let the deadline of the open attempt pass."""
+    machine = service.federation.machine
+    machine.current = replace(machine.current, deadline=0.0)
+    await service.federation._handle(Tick())
+
+
+def test_a_silent_device_holds_up_two_rounds_and_no_more(federation, enroll, running):
+    """It is connected, and every device is sampled in every round; each round was held to its deadline."""
+    directory, manifest = federation(total=6, clients_per_round=2, min_updates=1)
+    device, silent = enroll(directory, manifest, "one", IMAGES), enroll(directory, manifest, "silent", TEXTS)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            await asyncio.gather(device.connect(service.url), silent.connect(service.url))
+            for _ in range(2):
+                assert (await reports(device))[1].type == "accepted"
+                assert service.federation.machine.missing == ("silent",)
+                await expire(service)
+            await until_the_end(device)
+            missing = [attempt.missing for attempt in service.store.attempts()]
+            assert missing == [("silent",)] * 2 + [()] * 4 and service.federation.machine.missed == {"silent": 2}
+
+    asyncio.run(main())
+
+
+def test_a_silent_device_does_not_pause_a_federation_whose_others_report(federation, enroll, running):
+    """A round needs two updates and samples two of three; five failures in a row used to pause it."""
+    directory, manifest = federation(total=8, clients_per_round=2, min_updates=2, min_devices=3)
+    devices = [enroll(directory, manifest, "one", IMAGES), enroll(directory, manifest, "two", TEXTS)]
+    silent = enroll(directory, manifest, "silent", TEXTS)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            machine, failures = service.federation.machine, 0
+            await asyncio.gather(*(device.connect(service.url) for device in (*devices, silent)))
+            playing = asyncio.gather(*map(until_the_end, devices))
+            while machine.phase != "finishing":
+                await service.until(lambda: machine.missing == ("silent",) or machine.phase == "finishing")
+                if machine.missing:
+                    await expire(service)
+                    failures += 1
+            await playing
+            assert failures == 2 and machine.missed == {"silent": 2}
+
+    asyncio.run(main())
+
+
+def test_a_silent_device_that_moves_again_is_sampled_again(federation, enroll, running):
+    directory, manifest = federation(total=30, clients_per_round=2, min_updates=1)
+    device, silent = enroll(directory, manifest, "one", IMAGES), enroll(directory, manifest, "silent", TEXTS)
+
+    async def round_without(service):
+        machine = service.federation.machine
+        number, answer = await reports(device)
+        assert answer.type == "accepted"
+        if machine.missing:
+            await expire(service)
+        await service.until(lambda: machine.round == number + 1)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            machine = service.federation.machine
+            await asyncio.gather(device.connect(service.url), silent.connect(service.url))
+            for _ in range(2):
+                await round_without(service)
+            assert "silent" in machine.away
+            await silent.hear()
+            await silent.say(Heartbeat(phase="federated", step=1, steps=20))
+            await service.until(lambda: "silent" not in machine.away)
+            assert next(row for row in service.store.registry.all() if row.name == "silent").away is False
+            for _ in range(2):  # the first was opened without it
+                await round_without(service)
+            assert "silent" in machine.away and machine.missed == {"silent": 3}
+            await silent.say(Heartbeat(phase="federated", step=1, steps=20))
+            await silent.say(Heartbeat(phase="federated", step=1, steps=99))  # the same step again is no progress
+            await service.until(lambda: service.plane.links["silent"].steps == 99)
+            assert "silent" in machine.away
+
+    asyncio.run(main())
+
+
+def test_a_rejected_device_is_not_waited_for_and_is_barred_in_the_end(federation, enroll, running, command):
+    """The round was held to its deadline, here a minute, and the device sampled again and again."""
+    directory, manifest = federation(total=5, clients_per_round=2, max_strikes=2)
+    device, evil = enroll(directory, manifest, "one", IMAGES), enroll(directory, manifest, "evil", IMAGES)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            machine = service.federation.machine
+            await asyncio.gather(device.connect(service.url), evil.connect(service.url))
+            for number in range(2):
+                told, answer = await reports(evil, bad)
+                assert (told, answer.code) == (number, "tensors")
+                assert machine.strikes == {"evil": number + 1} and "evil" in machine.away
+                await evil.connect(service.url)
+                await service.until(lambda: "evil" not in machine.away)
+                assert machine.missing == ("one",)
+                assert await reports(device)
+                await service.until(lambda number=number: machine.round == number + 1)
+                assert service.store.attempts()[number].missing == ("evil",)
+            assert machine.barred == {"evil"} and machine.current.sampled == machine.roster == ("one",)
+            facts = service.federation.status()
+            assert (facts["strikes"], facts["barred"]) == ({"evil": 2}, ["evil"])
+            shown = await asyncio.to_thread(command, "devices", directory)
+            assert "evil                     barred" in shown.stdout and "2 strikes: sampled no more" in shown.stdout
+            evil.token = (await asyncio.to_thread(command, "enroll", "evil", directory, "--renew")).stdout.strip()
+            await service.until(lambda: machine.strikes == {})
+            assert (await evil.connect(service.url)).type == "welcome"
+            assert (await reports(device))[0] == 2
+            (number, answer), _ = await asyncio.gather(reports(evil), reports(device))
+            assert (number, answer.type) == (3, "accepted")
+        recorded = json.loads((await asyncio.to_thread(command, "status", directory, "--json")).stdout)
+        assert (recorded["strikes"], recorded["barred"]) == ({}, [])
+
+    asyncio.run(main())
+
+
+def test_a_device_that_declines_is_not_waited_for_and_takes_part_in_the_next_round(federation, enroll, running):
+    directory, manifest = federation(total=2, clients_per_round=2)
+    device, other = enroll(directory, manifest, "one", IMAGES), enroll(directory, manifest, "two", IMAGES)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            await asyncio.gather(device.connect(service.url), other.connect(service.url))
+            await other.fetch((await other.hear()).components)
+            await other.say(Decline(round=0, code="diverged", why="the loss is not finite"))
+            assert (await reports(device))[0] == 0
+            assert service.store.attempts()[0].missing == ("two",)
+            assert [number for number, _ in await asyncio.gather(reports(device), reports(other))] == [1, 1]
+            await service.until(lambda: service.federation.machine.phase == "finishing")
+            assert service.store.attempts()[1].contributors == ("one", "two")
+            outcomes = service.federation.metrics.updates
+            assert outcomes.labels("declined")._value.get() == 1 and service.federation.machine.strikes == {}
+
+    asyncio.run(main())
+
+
+def test_when_every_device_diverges_the_federation_pauses_after_five_attempts(federation, enroll, running):
+    directory, manifest = federation(total=1, clients_per_round=2)
+    devices = [enroll(directory, manifest, "one", IMAGES), enroll(directory, manifest, "two", TEXTS)]
+
+    async def declines(device):
+        for _ in range(5):
+            await device.say(Decline(round=(await device.hear()).round, code="diverged", why="not finite"))
+
+    async def main():
+        async with running(directory, manifest) as service:
+            await asyncio.gather(*(device.connect(service.url) for device in devices))
+            await asyncio.wait_for(asyncio.gather(*map(declines, devices)), 10)
+            await service.until(lambda: service.store.control()[0])
+            why = service.store.control()[0]
+            assert "devices diverged (one, two)" in why and "tap-coordinator rollback DIR --to ROUND" in why
+            assert [attempt.status for attempt in service.store.attempts()] == ["failed"] * 5
+
+    asyncio.run(main())
+
+
+def test_a_restart_forgets_neither_strikes_nor_excuses_nor_missed_deadlines(federation, enroll, running):
+    directory, manifest = federation(total=2, clients_per_round=4, min_devices=4, min_updates=2)
+    names = ("one", "two", "three", "four")
+    devices = {name: enroll(directory, manifest, name, IMAGES) for name in names}
+
+    def known(machine):
+        current = machine.current
+        facts = (current.attempt, current.sampled, current.reported, current.excused, machine.absent)
+        return (machine.round, machine.roster, machine.missed, machine.strikes, machine.missing, *facts)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            await asyncio.gather(*(device.connect(service.url) for device in devices.values()))
+            assert (await reports(devices["one"]))[0] == 0
+            assert (await reports(devices["two"], bad))[1].type == "rejected"
+            await devices["three"].say(Decline(round=(await devices["three"].hear()).round, code="diverged", why="no"))
+            machine = service.federation.machine
+            await service.until(lambda: len(machine.current.excused) == 2)
+            before = known(machine)
+            assert machine.missing == ("four",) and machine.roster == ("four", "one", "three")
+        async with running(directory, manifest) as service:
+            assert known(service.federation.machine) == before
+            for _ in range(2):  # nobody is back
+                await expire(service)
+            assert service.federation.machine.current is None
+            assert service.federation.machine.missed == {"four": 1, "three": 1}
+        async with running(directory, manifest) as service:
+            machine = service.federation.machine
+            assert machine.missed == {"four": 1, "three": 1} and machine.strikes == {"two": 1}
+            assert machine.absent == machine.away == {"two", "three", "four"} and machine.roster == ("one",)
 
     asyncio.run(main())

@@ -12,8 +12,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from websockets.exceptions import ConnectionClosed
 
-from coordinator import audit
-from coordinator import federation as driver
+from coordinator import audit, patience
 from coordinator.blobs import ROUND, BlobStore
 from coordinator.config import StatePaths
 from coordinator.store import Store
@@ -24,7 +23,7 @@ IMAGES, TEXTS = {"kinds": 10}, {"senses": 30}
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch):
-    monkeypatch.setattr(driver, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "FIRST_RETRY_SECONDS", 0.01)
 
 
 def two_devices(enroll, directory, manifest):

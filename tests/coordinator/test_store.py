@@ -37,8 +37,8 @@ def store(url):
     store.close()
 
 
-def commit(store, number, versions, attempt=0, away=()):
-    who = {"contributors": ["a"], "missing": ["b"], "away": away}
+def commit(store, number, versions, attempt=0, away=(), late=()):
+    who = {"contributors": ["a"], "missing": ["b"], "away": away, "late": late}
     store.commit_round(number, attempt, versions, **who, at=9.0)
 
 
@@ -188,16 +188,40 @@ def test_history_follows_every_step(store):
     store.open_round(0, 0, ["a", "b"], 3.0)
     store.add_update(0, "a", GIVEN, 4.0)
     assert store.history() == History(0, 0, ("a", "b"), frozenset("a"), members)
-    store.fail_round(0, 0, ["b"], ["b"], "too few", 5.0)
-    assert store.history() == History(0, 1, None, frozenset("a"), members, frozenset("b"))
+    store.fail_round(0, 0, ["b"], ["b"], "too few", 5.0, late=["b"])
+    absent = {"missed": {"b": 1}, "absent": frozenset("b")}
+    assert store.history() == History(0, 1, None, frozenset("a"), members, frozenset("b"), **absent)
     store.registry.register("b", {"x": 5}, ["decoder/x"], 6.0)
     store.open_round(0, 1, ["b"], 6.0)
-    commit(store, 0, {"decoder/x": Version(1, "d" * 64, 20, 1)}, attempt=1)
-    assert store.history() == History(1, 0, None, frozenset(), members)
+    assert store.history() == History(0, 1, ("b",), frozenset("a"), members, **absent)
+    commit(store, 0, {"decoder/x": Version(1, "d" * 64, 20, 1)}, attempt=1, late=["b"])
+    assert store.history() == History(1, 0, None, frozenset(), members, missed={"b": 2})
     store.set_paused("why", 5.0)
     store.registry.complete("b", 7.0)
     store.registry.revoke("a", 8.0)
-    assert store.history() == History(1, 0, None, frozenset(), frozenset("b"), done=frozenset("b"), paused="why")
+    paused = {"done": frozenset("b"), "paused": "why", "missed": {"b": 2}}
+    assert store.history() == History(1, 0, None, frozenset(), frozenset("b"), **paused)
+
+
+def test_what_is_held_against_a_device_is_kept_until_an_update_or_a_new_token(store):
+    join(store, "a", "b")
+    store.open_round(0, 0, ["a", "b"], 3.0)
+    store.excuse(0, 0, "b")
+    store.strike(0, 0, "a")
+    store.strike(0, None, "a")
+    history = store.history()
+    assert history.excused == {"a": "rejected", "b": "declined"} and store.attempts()[0].missing == ("b", "a")
+    assert (history.strikes, history.away, history.missed) == ({"a": 2}, {"a"}, {})
+    store.registry.returned("a")
+    assert store.history().away == set() and store.history().strikes == {"a": 2}
+    store.fail_round(0, 0, ["a", "b"], [], "too few", 5.0, late=["b"])
+    assert store.history().missed == {"b": 1} and store.history().excused == {}
+    store.registry.enroll("b", "9" * 64, 6.0, renew=True)
+    store.strike(0, None, "b")
+    store.add_update(0, "b", GIVEN, 7.0)
+    store.registry.enroll("a", "8" * 64, 8.0, renew=True)
+    history = store.history()
+    assert (history.strikes, history.away, history.missed) == ({}, set(), {}) and history.absent == {"a", "b"}
 
 
 def test_a_commit_is_all_or_nothing(store):
