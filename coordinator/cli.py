@@ -55,6 +55,7 @@ def serve(
         list[str] | None, typer.Option(help="Host name by which the operator plane may be called; repeat it for more.")
     ] = None,
     database: Database = None,
+    max_connections: Annotated[int | None, typer.Option(help=_help("max_connections"))] = None,
     threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
     log_level: Annotated[str | None, typer.Option(help=_help("log_level"))] = None,
     exit_when_done: Annotated[bool, typer.Option(help="Exit when every enrolled device is done.")] = False,
@@ -62,9 +63,16 @@ def serve(
     """Run the coordinator until SIGTERM, Ctrl-C or tap-coordinator stop. Whatever ends it, a new start goes on."""
     from coordinator import service  # the web servers take a second to load, and only this command needs them
 
-    given = {"host": host, "port": port, "http_host": http_host, "http_port": http_port, "database": database}
+    given: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "http_host": http_host,
+        "http_port": http_port,
+        "database": database,
+    }
     given |= {"http_allowed_hosts": ",".join(http_allowed_host) if http_allowed_host else None}
-    settings = load_settings({**given, "threads": threads, "log_level": log_level})
+    given_more = {"max_connections": max_connections, "threads": threads, "log_level": log_level}
+    settings = load_settings({**given, **given_more})
     service.configure_logs(settings.log_level)
     asyncio.run(service.serve(directory, settings, exit_when_done=exit_when_done))
 

@@ -34,6 +34,9 @@ class ServiceSettings(BaseSettings):
         description="Host names by which the operator plane may be called, separated by commas.",
     )
     database: str = Field(default="", description="Database URL; empty for SQLite in the state directory.")
+    max_connections: int = Field(
+        default=0, ge=0, le=1_000_000, description="Connections of devices at a time; 0 for what open files allow."
+    )
     threads: int = Field(default=0, ge=0, le=256, description="Aggregation threads; 0 for one per core, 4 at most.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
 

@@ -7,6 +7,7 @@ It knows the protocol's session and a `Peer` that carries bytes; it does not kno
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ import structlog
 from coordinator.blobs import BlobError
 from coordinator.checks import Membership, Unacceptable, check_hello
 from coordinator.federation import Federation, Finishing, Training
+from coordinator.limits import Bucket
 from coordinator.link import Gone, Link, Peer
 from coordinator.store import Version
 from coordinator.uploads import Upload
@@ -45,6 +47,11 @@ HELLO_SECONDS = 20.0
 BYE_SECONDS = 2.0
 """How long a bye may take before the connection is cut."""
 
+HEARTBEATS_AT_ONCE, HEARTBEATS_A_SECOND = 60, 1.0
+"""What a connection may send; devices send one in five seconds."""
+
+TROUBLE = "the coordinator cannot go on with this connection at the moment; connect again"
+
 LARGE_MESSAGE = 512 * 1024
 """Bytes from which a message is taken apart in a thread."""
 
@@ -53,6 +60,10 @@ log = structlog.get_logger("coordinator.conversation")
 
 Background = Callable[[Coroutine[Any, Any, None]], None]
 """Runs work that nobody waits for."""
+
+
+class TooOften(Exception):
+    """The device does what it may do, but far too often; the text: what."""
 
 
 class Conversation:
@@ -71,6 +82,7 @@ class Conversation:
         self._over = False
         self._completed = False
         self._background = background
+        self._beats = Bucket(HEARTBEATS_AT_ONCE, HEARTBEATS_A_SECOND, time.monotonic())
         self._log = log.bind(device=link.device)
 
     @property
@@ -81,20 +93,31 @@ class Conversation:
     async def run(self) -> None:
         """Talk until either side ends the connection."""
         try:
+            await self._talk()
+        except Exception as error:  # the boundary: whatever goes wrong for one device ends its connection, no more
+            self._log.error("connection dropped", error=f"{type(error).__name__}: {error}")
+            await self._hang_up(1011, TROUBLE)
+        finally:
+            await self._leave()
+
+    async def _talk(self) -> None:
+        try:
             if await self._greet():
                 await self._first_to_end(self._listen(), self._offer(), self._send_fetched())
         except RemoteProtocolError as error:
             self._log.warning("protocol error", why=str(error), close_code=error.close_code)
-            await self.peer.close(error.close_code, str(error)[:100])
-        except asyncio.TimeoutError:
-            await self.peer.close(1008, f"no hello within {HELLO_SECONDS:g} s")
+            await self._hang_up(error.close_code, str(error)[:100])
+        except TooOften as error:
+            self._log.warning("too often", what=str(error))
+            await self._hang_up(1008, f"too many {error}")
         except Gone:
             pass
-        except (OSError, BlobError) as error:
-            self._log.error("connection dropped", why=str(error))
-            await self.peer.close(1011, "the coordinator cannot read or store data at the moment; connect again")
-        finally:
-            await self._leave()
+
+    async def _hang_up(self, code: int, reason: str) -> None:
+        try:
+            await self.peer.close(code, reason)
+        except Exception:  # whatever keeps it from being closed in good order
+            self.peer.abort()
 
     async def end(self, code: str, close_code: int) -> None:
         """Say bye, if that is possible, and close. The session hears nothing more, whatever still arrives."""
@@ -126,17 +149,25 @@ class Conversation:
             self.link.phase, self.link.step, self.link.steps = "", 0, 0
             self.federation.metrics.connected.dec()
             self._log.info("disconnected")
-            await self.federation.leave(self.link.device)
+            try:
+                await self.federation.leave(self.link.device)
+            except Exception as error:  # the same boundary; a later connection, or its end, tells the machine again
+                self._log.error("cannot record that it left", error=f"{type(error).__name__}: {error}")
 
     # hello
 
     async def _greet(self) -> bool:
         """Hello and welcome; False if that was all: the device was refused, or only looks at the settings."""
-        hello = await self._take(await asyncio.wait_for(self.peer.receive(), HELLO_SECONDS))
+        try:
+            data = await asyncio.wait_for(self.peer.receive(), HELLO_SECONDS)
+        except asyncio.TimeoutError:
+            await self._hang_up(1008, f"no hello within {HELLO_SECONDS:g} s")
+            return False
+        hello = await self._take(data)
         if not isinstance(hello, Hello):
             raise RemoteProtocolError("the first message must be a hello")
         try:
-            if not await self.federation.is_valid(self.link.device, self.token):  # the handshake may be long ago
+            if not await self.federation.tokens.is_valid(self.link.device, self.token):  # the handshake may be long ago
                 raise Unacceptable("revoked", "the token was revoked or replaced", "ask the operator for a new one")
             enrolment = self.federation.enrolment(self.link.device)
             self._membership = check_hello(hello, self.link.device, self.federation.manifest, enrolment)
@@ -149,6 +180,7 @@ class Conversation:
         if is_member := bool(self.membership.tasks):  # else its other connection, which may be training, goes on
             self._replace_older()
         settings = self.federation.manifest.config.model_dump_json()
+        self.peer.welcome()
         await self._send(Welcome(session=secrets.token_hex(8), settings=settings, owned=self.membership.owned))
         if not is_member:
             await self.peer.close(1000, "no member")
@@ -240,6 +272,8 @@ class Conversation:
                 return
             match await self._take(data):
                 case Heartbeat(phase=phase, step=step, steps=steps):
+                    if self._beats.take(time.monotonic()):
+                        raise TooOften("heartbeats")
                     has_moved = (phase, step) != (self.link.phase, self.link.step)
                     self.link.phase, self.link.step, self.link.steps = phase, step, steps
                     if has_moved:

@@ -1,10 +1,11 @@
 """The device plane: the WebSocket server that devices connect to. The only module with sockets for devices.
 
-It checks the token before the upgrade and hands each connection to a `Conversation`; it does not know what is said.
+`Admission` says who is let in before the upgrade, the `Door` how many there may be; each connection is handed to a
+`Conversation`. It does not know what is said.
 """
 
 import asyncio
-import time
+import ssl
 from collections.abc import Coroutine
 from http import HTTPStatus
 from typing import Any
@@ -15,14 +16,26 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
-from coordinator.conversation import Conversation
+from coordinator.admission import Admission, Admitted, Refused
+from coordinator.conversation import TROUBLE, Conversation
 from coordinator.enrolment import EnrolmentDesk
 from coordinator.federation import Federation
-from coordinator.identity import bearer_token, same_digest, token_digest
+from coordinator.gate import ACCEPTED_AT_ONCE, HANDSHAKE_SECONDS, Door, Gate, caps_within
 from coordinator.link import Gone, Link
-from coordinator.registry import Device
 from coordinator.standing import device_facts
 from protocol.messages import MAX_MESSAGE, SUBPROTOCOL
+
+MOST_CONNECTIONS = 1024
+"""Connections to a device plane that was not given a number."""
+
+WAITING_PER_TOKEN = 4
+"""Connections of one token that may be open without a welcome; one more, and the oldest of them is cut."""
+
+FIRST_MESSAGE = 64 * 1024
+"""Most bytes of a message until the welcome."""
+
+MESSAGES_AHEAD = 2
+"""Messages of one connection that are read while the one before them is dealt with."""
 
 PING_SECONDS = 20.0
 SILENCE_SECONDS = 60.0
@@ -42,7 +55,9 @@ class WebSocketPeer:
 
     def __init__(self, connection: ServerConnection):
         self._connection = connection
+        self.is_welcome = False
         remote = connection.remote_address
+        self.host = str(remote[0]) if remote else "?"
         self.address = f"{remote[0]}:{remote[1]}" if remote else "?"
 
     async def receive(self) -> bytes | str:
@@ -57,6 +72,10 @@ class WebSocketPeer:
         except ConnectionClosed:
             raise Gone from None
 
+    def welcome(self) -> None:
+        self.is_welcome = True
+        self._connection.protocol.max_message_size = MAX_MESSAGE
+
     async def close(self, code: int, reason: str) -> None:
         await self._connection.close(code, reason)
 
@@ -67,40 +86,52 @@ class WebSocketPeer:
 class DevicePlane:
     """The server that devices connect to."""
 
-    def __init__(self, federation: Federation):
+    def __init__(self, federation: Federation, *, connections: int = MOST_CONNECTIONS):
+        """``connections``: how many may be open at a time, those without a token included."""
         self.federation = federation
         self.links: dict[str, Link] = {}
         self._desk = EnrolmentDesk(federation.store)
-        self._server: Server | None = None
+        self.admission = Admission(federation.tokens)
+        self._turned_out = federation.metrics.refused.labels("crowded").inc
+        self._door = Door(Gate(caps_within(connections), HANDSHAKE_SECONDS), self._turned_out)
+        self._waiting: dict[str, list[WebSocketPeer]] = {}  # by token: connections without a welcome, the oldest first
+        self._servers: list[Server] = []
         self._background: set[asyncio.Task[None]] = set()
         federation.subscribe(self._wake, self._expel)
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
         """Listen; returns the port. Raises OSError if the address cannot be had."""
-        self._server = await serve(
-            self._converse,
-            host,
-            port,
-            subprotocols=[Subprotocol(SUBPROTOCOL)],
-            compression=None,
-            max_size=MAX_MESSAGE,
-            max_queue=4,
-            write_limit=WRITE_BUFFER,
-            ping_interval=PING_SECONDS,
-            ping_timeout=SILENCE_SECONDS,
-            close_timeout=CLOSE_SECONDS,
-            process_request=self._authenticate,
-            server_header=None,
-        )
-        return int(next(iter(self._server.sockets)).getsockname()[1])
+        listeners = self._door.listen(host, port)
+        for listener in listeners:
+            server = await serve(
+                self._converse,
+                sock=listener,
+                ssl=tls,
+                backlog=ACCEPTED_AT_ONCE,
+                subprotocols=[Subprotocol(SUBPROTOCOL)],
+                compression=None,
+                max_size=FIRST_MESSAGE,
+                max_queue=MESSAGES_AHEAD,
+                write_limit=WRITE_BUFFER,
+                open_timeout=HANDSHAKE_SECONDS,
+                ping_interval=PING_SECONDS,
+                ping_timeout=SILENCE_SECONDS,
+                close_timeout=CLOSE_SECONDS,
+                process_request=self._authenticate,
+                server_header=None,
+            )
+            self._servers.append(server)
+        return int(listeners[0].getsockname()[1])
 
     async def stop(self) -> None:
         """Say bye to every device and close."""
         ends = [link.conversation.end("shutdown", 1001) for link in self.links.values() if link.conversation]
-        await asyncio.gather(*ends, *self._background)
-        if self._server is not None:
-            self._server.close()
-            await self._server.wait_closed()
+        await asyncio.gather(*ends, *self._background, return_exceptions=True)
+        for server in self._servers:
+            server.close()
+        for server in self._servers:
+            await server.wait_closed()
+        self._door.close()
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Every enrolled device: whether it is connected, what it does, and the bytes moved since the service began."""
@@ -118,38 +149,60 @@ class DevicePlane:
         return found
 
     async def _authenticate(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Refuse with 401, before the upgrade, whoever shows no valid token."""
-        if (response := await self._desk.respond(connection, request)) is not None:
-            return response
-        headers = request.headers.get_all("Authorization")
-        token = bearer_token(headers[0]) if len(headers) == 1 else None
-        digest = token_digest(token) if token else ""
-        device = await self._device_of(digest) if token else None
-        if device is not None and same_digest(device.token_sha256, digest):
-            connection.tap_device, connection.tap_token = device.name, digest  # type: ignore[attr-defined]
+        """Refuse, before the upgrade, whoever shows no valid token (401) or comes too often (429)."""
+        address = WebSocketPeer(connection).host
+        try:
+            if (response := await self._desk.respond(connection, request)) is not None:
+                return response
+            answer = await self.admission.check(request.headers.get_all("Authorization"), address)
+        except Exception as error:  # the one boundary of a handshake: nobody else hears of it
+            log.error("handshake failed", address=address, error=f"{type(error).__name__}: {error}")
+            answer = Refused(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "tokens cannot be looked up; try again", 1)
+        if isinstance(answer, Admitted):
+            connection.tap_admitted = answer  # type: ignore[attr-defined]
+            self._door.admit(connection.transport.get_extra_info("socket"))
             return None
-        why = "the token is not valid, was revoked or has expired" if token else "the request carries no token"
-        self.federation.metrics.refused.labels("unauthorized").inc()
-        log.warning("unauthorized", address=WebSocketPeer(connection).address, why=why)
-        fix = "ask the operator for a token: tap-coordinator enroll DEVICE"
-        response = connection.respond(HTTPStatus.UNAUTHORIZED, f"{why}; {fix}\n")
-        response.headers["WWW-Authenticate"] = "Bearer"
+        self.federation.metrics.refused.labels(answer.code).inc()
+        response = connection.respond(answer.status, f"{answer.text}\n")
+        if answer.status == HTTPStatus.UNAUTHORIZED:
+            response.headers["WWW-Authenticate"] = "Bearer"
+        if answer.retry_after:
+            response.headers["Retry-After"] = str(answer.retry_after)
         return response
 
-    async def _device_of(self, digest: str) -> Device | None:
-        return await asyncio.to_thread(self.federation.store.registry.device_of_token, digest, time.time())
-
     async def _converse(self, connection: ServerConnection) -> None:
-        device: str = connection.tap_device  # type: ignore[attr-defined]
-        token: str = connection.tap_token  # type: ignore[attr-defined]
-        link = self.links.setdefault(device, Link(device))
-        await Conversation(self.federation, link, WebSocketPeer(connection), token, self._run).run()
+        peer = WebSocketPeer(connection)
+        try:
+            await self._talk(peer, connection.tap_admitted)  # type: ignore[attr-defined]
+        except Exception as error:  # the outermost boundary of a connection: the others go on
+            log.error("connection dropped", address=peer.address, error=f"{type(error).__name__}: {error}")
+            await peer.close(1011, TROUBLE)
+
+    async def _talk(self, peer: WebSocketPeer, admitted: Admitted) -> None:
+        link = self.links.setdefault(admitted.device, Link(admitted.device))
+        waiting = self._waiting.setdefault(admitted.token, [])
+        waiting[:] = [other for other in waiting if not other.is_welcome]
+        waiting.append(peer)
+        if len(waiting) > WAITING_PER_TOKEN:
+            waiting.pop(0).abort()
+        try:
+            await Conversation(self.federation, link, peer, admitted.token, self._run).run()
+        finally:
+            if peer in waiting:
+                waiting.remove(peer)
+            if not waiting and self._waiting.get(admitted.token) is waiting:
+                del self._waiting[admitted.token]
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         """Run the work beside everything else; `stop` waits for it."""
         task = asyncio.ensure_future(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a connection could not be ended", error=f"{type(error).__name__}: {error}")
 
     def _wake(self) -> None:
         for link in self.links.values():

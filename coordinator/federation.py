@@ -25,12 +25,13 @@ from coordinator.combine import combine
 from coordinator.forms import Form
 from coordinator.metrics import Metrics
 from coordinator.norms import Bound, Norms, after
-from coordinator.patience import Patience
+from coordinator.patience import PASSING, Patience
 from coordinator.registry import Enrolment
 from coordinator.repair import examine, repair_at_start, round_under_way
 from coordinator.rounds import Rounds
 from coordinator.store import Contribution, Store, Version
 from coordinator.supervisor import Supervisor
+from coordinator.tokens import Tokens
 from tap_core.manifest import FederationManifest
 
 POLL_SECONDS = 0.5
@@ -89,8 +90,7 @@ class Federation:
         self._work = Supervisor()
         patience = Patience(metrics.retries.inc)
         self._surely, self._until_it_works = patience.surely, patience.until_it_works
-        self._enrolments: dict[str, Enrolment] = {}
-        self._looking_up = asyncio.Lock()
+        self.tokens = Tokens(lambda: store.registry.enrolments(time.time()), self._expel)
         self._repairing: asyncio.Task[None] | None = None
 
     @property
@@ -113,9 +113,9 @@ class Federation:
         return self._work.stopping
 
     @property
-    def enrolled(self) -> set[str]:
+    def enrolled(self) -> frozenset[str]:
         """Devices whose token is valid."""
-        return set(self._enrolments)
+        return self.tokens.devices
 
     # the service
 
@@ -130,8 +130,8 @@ class Federation:
         self._kept = await asyncio.to_thread(self.store.kept_versions, config.rounds.keep_versions)
         self.norms = await asyncio.to_thread(self.store.norms)
         history = await asyncio.to_thread(self.store.history)
-        self._enrolments = await asyncio.to_thread(self.store.registry.enrolments, time.time())
-        history = replace(history, members=history.members.intersection(self._enrolments))  # an expired one is none
+        await self.tokens.refresh()
+        history = replace(history, members=history.members & self.tokens.devices)  # an expired one is none
         self._machine, actions = Rounds.restore(config.rounds, config.seed, history, time.monotonic())
         log.info("federation", name=config.name, round=history.round, rounds=config.rounds.total, paused=history.paused)
         if history.sampled is not None:
@@ -157,19 +157,9 @@ class Federation:
 
     # the devices
 
-    async def is_valid(self, device: str, token: str) -> bool:
-        """Whether the token with this digest is the device's. If it ceases to be, ``removed`` will be called."""
-        if self._token(device) != token:
-            await self._expel()  # looks the tokens up
-        return self._token(device) == token
-
     def enrolment(self, device: str) -> Enrolment:
         """The bounds of a device whose token was just found valid."""
-        return self._enrolments[device]
-
-    def _token(self, device: str) -> str | None:
-        enrolment = self._enrolments.get(device)
-        return None if enrolment is None else enrolment.token_sha256
+        return self.tokens.enrolments[device]
 
     async def join(self, device: str, membership: Membership) -> None:
         """The device introduced itself."""
@@ -409,34 +399,41 @@ class Federation:
                 await self._handle(events.Tick())
 
     async def _watch_operator(self) -> None:
+        unread = False
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            async with self._lock:
-                paused, stop = await asyncio.to_thread(self.store.control)
-                if paused != self.machine.paused:
-                    event = events.Resume() if paused is None else events.Pause(paused)
-                    log.info("resumed" if paused is None else "paused", why=paused)
-                    await self._perform(self.machine.handle(event, time.monotonic()))
-            if stop:
-                log.info("stop requested")
-                self._work.stopping.set()
-            await self._expel()
+            try:
+                await self._obey()
+                await self.tokens.refresh()
+                await self._check_ended()  # whoever is out, or lets a code expire, is no longer waited for
+                unread = False
+            except PASSING as error:  # a database that is away for a moment: the next look counts
+                if not unread:
+                    log.error("cannot read the database; it is tried again", error=f"{type(error).__name__}: {error}")
+                unread = True
 
-    async def _expel(self) -> None:
-        """Turn out the devices whose token is no longer valid: revoked, expired, or replaced by another."""
-        async with self._looking_up:
-            valid = await asyncio.to_thread(self.store.registry.enrolments, time.time())
-            before, self._enrolments = self._enrolments, valid
-            gone = sorted(name for name, old in before.items() if self._token(name) != old.token_sha256)
-        for device in gone:
-            log.warning("token void", device=device, revoked=device not in valid)
+    async def _obey(self) -> None:
+        """Pause, resume or stop, if the operator wants that."""
+        async with self._lock:
+            paused, stop = await asyncio.to_thread(self.store.control)
+            if paused != self.machine.paused:
+                event = events.Resume() if paused is None else events.Pause(paused)
+                log.info("resumed" if paused is None else "paused", why=paused)
+                await self._perform(self.machine.handle(event, time.monotonic()))
+        if stop:
+            log.info("stop requested")
+            self._work.stopping.set()
+
+    async def _expel(self, void: Mapping[str, str | None]) -> None:
+        """Turn out the devices whose token is no longer valid: revoked, expired, or enrolled anew."""
+        for device, valid in sorted(void.items()):
+            log.warning("token void", device=device, replaced=valid is not None)
             for removed in self._removed_listeners:
-                removed(device, self._token(device))
-            if device not in valid:
+                removed(device, valid)
+            if valid is None:
                 await self._handle(events.Removed(device))
             elif not await asyncio.to_thread(self.store.registry.is_blamed, device):  # a rotated token clears nothing
                 await self._handle(events.Renewed(device))
-        await self._check_ended()  # whoever is out, or lets a code expire, is no longer waited for
 
 
 def _digests(kept: Mapping[str, list[Version]]) -> set[str]:

@@ -59,9 +59,13 @@ class Failures:
         self._clock = clock
         self._addresses: OrderedDict[str, tuple[float, int]] = OrderedDict()  # when last reported, and how many since
 
+    def is_over(self, address: str) -> bool:
+        """Whether ``address`` has failed too often of late."""
+        return not self._limiter.test(self._item, address)
+
     def note(self, address: str) -> Failure:
         """Count an attempt of ``address`` that failed."""
-        is_over = not self._limiter.test(self._item, address)
+        is_over = self.is_over(address)
         if not is_over:
             self._limiter.hit(self._item, address)
         return Failure(self._retry_after(address) if is_over else 0, self._to_report(address))

@@ -10,6 +10,11 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from coordinator.gate import ACCEPTED_AT_ONCE, HTTP_CONNECTIONS, Caps, Door, Gate
+
+REQUEST_SECONDS = 60.0
+"""How long a connection may stay open: whoever looks at a page connects again for the next one."""
+
 
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers: the service has its own."""
@@ -22,19 +27,16 @@ class _Server(uvicorn.Server):
 class OperatorPlane:
     """The HTTP server of one service."""
 
-    def __init__(self, app: ASGIApp):
+    def __init__(self, app: ASGIApp, *, connections: int = HTTP_CONNECTIONS):
+        """``connections``: how many may be open at a time."""
         self._app = app
+        self._door = Door(Gate(Caps(connections, connections, max(1, connections // 2)), REQUEST_SECONDS))
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port. Raises OSError if the address cannot be had."""
-        loop = asyncio.get_running_loop()
-        probe = await loop.create_server(
-            asyncio.Protocol, host, port
-        )  # uvicorn would end the process instead of raising
-        sockets = [socket.dup() for socket in probe.sockets]
-        probe.close()
+        sockets = self._door.listen(host, port)
         config = uvicorn.Config(
             self._app,
             log_config=None,
@@ -43,6 +45,7 @@ class OperatorPlane:
             ws="none",
             server_header=False,
             timeout_graceful_shutdown=2,
+            backlog=ACCEPTED_AT_ONCE,
         )
         self._server = _Server(config)
         self._task = asyncio.ensure_future(self._server.serve(sockets=sockets))
@@ -54,3 +57,4 @@ class OperatorPlane:
         if self._server is not None and self._task is not None:
             self._server.should_exit = True
             await self._task
+        self._door.close()

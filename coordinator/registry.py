@@ -136,20 +136,23 @@ class Registry:
             if device.is_valid(at)
         }
 
-    def device_of_token(self, token_sha256: str, at: float) -> Device | None:
-        """The device with this token; None if there is none, or it is revoked or expired."""
-        with reading(self._engine) as db:
-            where = (devices.c.federation == self._federation, devices.c.token_sha256 == token_sha256)
-            row = db.execute(select(devices).where(*where)).one_or_none()
-            device = _device_of(row) if row else None
-            return device if device is not None and device.is_valid(at) else None
-
     def register(self, device: str, tasks: Mapping[str, int], owned: Sequence[str], at: float) -> None:
-        """Record a hello: the device is a member, owns these components and is no longer away."""
+        """Record a hello: the device is a member, owns these components and is no longer away.
+
+        One that says nothing new only reads: devices that connect again and again must not keep a writer waiting.
+        """
+        if self._says_nothing_new(device, tasks, owned):
+            return
         with self._engine.begin() as db:
             joined = func.coalesce(devices.c.joined_at, at)
             change = {"tasks": dict(tasks), "owned": list(owned), "away": 0, "joined_at": joined}
             db.execute(update(devices).where(*self._device(device)).values(**change))
+
+    def _says_nothing_new(self, device: str, tasks: Mapping[str, int], owned: Sequence[str]) -> bool:
+        with reading(self._engine) as db:
+            row = db.execute(select(devices).where(*self._device(device))).one_or_none()
+        known = None if row is None or row.joined_at is None else (row.tasks, row.owned, row.away)
+        return known == (dict(tasks), list(owned), 0)
 
     def returned(self, device: str) -> None:
         """Record that the device, which was away, is at work again."""

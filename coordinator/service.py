@@ -20,6 +20,7 @@ from coordinator.config import ServiceSettings, StatePaths
 from coordinator.devices import DevicePlane
 from coordinator.federation import Federation
 from coordinator.founding import begin
+from coordinator.gate import raise_descriptor_limit, room_for_connections
 from coordinator.http_guard import Guard
 from coordinator.identity import OPERATOR, new_token, token_digest
 from coordinator.lock import serving_lock
@@ -30,7 +31,7 @@ from coordinator.operator_access import OperatorAccess
 from coordinator.operator_api import make_app
 from coordinator.operator_registry import OperatorRegistry
 from coordinator.store import Store
-from tap_core.errors import TapError
+from tap_core.errors import TapError, UsageError
 from tap_core.files import replace_private
 from tap_core.manifest import load_manifest
 
@@ -88,12 +89,29 @@ async def serve(directory: Path, settings: ServiceSettings, *, exit_when_done: b
             store.close()
 
 
+def connections_of(settings: ServiceSettings) -> tuple[int, int]:
+    """How many connections each plane may hold, once as many files as possible may be open.
+
+    Raises UsageError if the settings ask for more than that.
+    """
+    descriptors = raise_descriptor_limit()
+    most, http = room_for_connections(descriptors)
+    if settings.max_connections > most:
+        raise UsageError(
+            f"max_connections is {settings.max_connections}, but {descriptors} open files leave room for {most}; lower "
+            "it, or raise the limit of open files (LimitNOFILE under systemd, ulimit -n)"
+        )
+    return settings.max_connections or most, http
+
+
 async def _serve(federation: Federation, settings: ServiceSettings, paths: StatePaths, exit_when_done: bool) -> None:
-    plane = DevicePlane(federation)
+    connections, http_connections = connections_of(settings)
+    plane = DevicePlane(federation, connections=connections)
     local_token = new_token(OPERATOR)  # for `tap-coordinator status`: whoever may read the state directory may ask
     registry = OperatorRegistry(federation.store.engine, federation.store.federation)
     access = OperatorAccess(registry, token_digest(local_token))
-    operators = OperatorPlane(Guard(make_app(federation, plane), access, settings.http_hosts))
+    guarded = Guard(make_app(federation, plane), access, settings.http_hosts)
+    operators = OperatorPlane(guarded, connections=http_connections)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -12,7 +12,7 @@ log = structlog.get_logger("coordinator.supervisor")
 
 
 class Supervisor:
-    """Runs tasks; the first that fails sets `stopping`, and `close` raises its error."""
+    """Runs tasks; the first of those spawned that fails sets `stopping`, and `close` raises its error."""
 
     def __init__(self) -> None:
         self.stopping = asyncio.Event()
@@ -27,8 +27,18 @@ class Supervisor:
         return task
 
     async def whole(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Await the work, which goes on to its end even if the caller is cancelled meanwhile."""
-        return await asyncio.shield(self.spawn(work))
+        """Await the work, which goes on to its end even if the caller is cancelled meanwhile.
+
+        Its error is the caller's alone: what fails for one device must not end the service.
+        """
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_tell)  # nobody waits for it any more
+            raise
 
     async def close(self) -> None:
         """Cancel what still runs. Raises the error of the task that failed, if one did."""
@@ -46,3 +56,8 @@ class Supervisor:
                 self._failure = error
                 log.error("the service stops", error=f"{type(error).__name__}: {error}")
             self.stopping.set()
+
+
+def _tell(task: "asyncio.Task[Any]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("failed after its caller was gone", error=f"{type(error).__name__}: {error}")

@@ -84,8 +84,10 @@ def tap(*arguments, check=True, env=None):
 class Served:
     """A coordinator that serves a directory in a process of its own."""
 
-    def __init__(self, directory, *options):
-        self.directory, self.options = directory, options
+    def __init__(self, directory, *options, before=None, env=None):
+        """``before``: called in the new process, to set limits."""
+        self.directory, self.options, self.before = directory, options, before
+        self.env = {**os.environ, **(env or {})}
         self.process = None
         self.log = directory / "serve.log"
 
@@ -94,7 +96,7 @@ class Served:
         command = [sys.executable, "-m", "coordinator.cli", "serve", str(self.directory)]
         with open(self.log, "ab") as log:
             arguments = [*command, "--port", "0", "--http-port", "0", *self.options]
-            self.process = subprocess.Popen(arguments, stdout=log, stderr=log)
+            self.process = subprocess.Popen(arguments, stdout=log, stderr=log, preexec_fn=self.before, env=self.env)
         limit = time.monotonic() + 30
         while True:
             with contextlib.suppress(OSError, ValueError):
@@ -121,6 +123,12 @@ class Served:
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+
+    @property
+    def peak_memory(self):
+        """Most resident megabytes since its start."""
+        with open(f"/proc/{self.process.pid}/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
     def terminate(self):
         self.process.terminate()
@@ -333,8 +341,8 @@ def served():
     """Makes coordinators that are ended with the test."""
     started = []
 
-    def make(directory, *options):
-        started.append(Served(directory, *options))
+    def make(directory, *options, **limits):
+        started.append(Served(directory, *options, **limits))
         return started[-1].start()
 
     yield make

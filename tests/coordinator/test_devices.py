@@ -454,24 +454,6 @@ def test_a_full_disk_drops_the_connection_and_the_device_may_try_again(federatio
     asyncio.run(main())
 
 
-def test_a_database_that_fails_stops_the_service_with_its_error(federation, enroll, running, monkeypatch):
-    directory, manifest = one_round(federation)
-    device = enroll(directory, manifest, "one", IMAGES)
-
-    def broken(*_):
-        raise RuntimeError("the database is gone")
-
-    async def main():
-        async with running(directory, manifest) as service:
-            monkeypatch.setattr(service.store, "add_update", broken)
-            playing = asyncio.ensure_future(device.take_part(service.url))
-            await asyncio.wait_for(service.federation.stopping.wait(), 10)
-            playing.cancel()
-
-    with pytest.raises(RuntimeError, match="the database is gone"):
-        asyncio.run(main())
-
-
 def test_min_cohort_keeps_components_that_too_few_reported(federation, enroll, running):
     directory, manifest = federation(total=1, clients_per_round=2, min_cohort=2)
     devices = [enroll(directory, manifest, "one", IMAGES), enroll(directory, manifest, "two", TEXTS)]
