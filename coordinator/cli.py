@@ -55,6 +55,7 @@ def serve(
         list[str] | None, typer.Option(help="Host name by which the operator plane may be called; repeat it for more.")
     ] = None,
     database: Database = None,
+    wait_for_database: Annotated[float | None, typer.Option(help=_help("wait_for_database"))] = None,
     max_connections: Annotated[int | None, typer.Option(help=_help("max_connections"))] = None,
     threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
     log_level: Annotated[str | None, typer.Option(help=_help("log_level"))] = None,
@@ -71,6 +72,7 @@ def serve(
         "database": database,
     }
     given |= {"http_allowed_hosts": ",".join(http_allowed_host) if http_allowed_host else None}
+    given["wait_for_database"] = wait_for_database
     given_more = {"max_connections": max_connections, "threads": threads, "log_level": log_level}
     settings = load_settings({**given, **given_more})
     service.configure_logs(settings.log_level)

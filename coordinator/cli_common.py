@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator.config import ServiceSettings, StatePaths, load_settings
 from coordinator.database import connect
 from coordinator.founding import check_identity
 from coordinator.store import Store
 from tap_core.config import NAME_PATTERN
-from tap_core.errors import UsageError
+from tap_core.errors import TapError, UsageError
 from tap_core.manifest import load_manifest
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Federation directory, made by tap init.")]
@@ -38,6 +39,9 @@ def opened_store(directory: Path, database: str | None) -> Iterator[tuple[Store,
     try:
         check_identity(paths, store)
         yield store, paths
+    except SQLAlchemyError as error:
+        why = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
+        raise TapError(f"the database cannot be read or written: {why}; nothing was changed, try again") from None
     finally:
         store.close()
 

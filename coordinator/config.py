@@ -34,6 +34,9 @@ class ServiceSettings(BaseSettings):
         description="Host names by which the operator plane may be called, separated by commas.",
     )
     database: str = Field(default="", description="Database URL; empty for SQLite in the state directory.")
+    wait_for_database: float = Field(
+        default=60, ge=0, le=86_400, description="Seconds to wait at the start for a PostgreSQL that is not up yet."
+    )
     max_connections: int = Field(
         default=0, ge=0, le=1_000_000, description="Connections of devices at a time; 0 for what open files allow."
     )

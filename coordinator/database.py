@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url
 from sqlalchemy import text as sql
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 
 from tap_core.errors import TapError, UsageError
 from tap_core.sampling import derive_seed
@@ -33,16 +33,38 @@ _ONLY_READS = "tap_only_reads"
 _LOCK = 0x7461702D65646765  # any fixed number; "tap-edge" in ASCII
 
 
+CONNECT_SECONDS = 10
+"""How long a connection to PostgreSQL may take, unless the URL says otherwise."""
+
+_REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "not permitted to log in")
+"""In the words of PostgreSQL: it is there, and will refuse the next time as well."""
+
+
+class DatabaseUnavailable(TapError):
+    """The database cannot be used at the moment. ``may_come``: whether waiting for it makes sense."""
+
+    def __init__(self, message: str, *, may_come: bool):
+        super().__init__(message)
+        self.may_come = may_come
+
+
 def connect(url: str) -> Engine:
     """An engine for a database URL, with the schema up to date.
 
     SQLite: write-ahead log, every commit fsynced (an acknowledged update must survive a power cut), and transactions
     take the write lock when they begin, so that two processes wait for each other instead of failing; those of
     `reading` take none.
-    Raises UsageError if the URL is malformed, its driver is missing or the database cannot be reached.
+    Raises UsageError if the URL is malformed, its driver is missing, or the database is another or refuses this user;
+    DatabaseUnavailable if it cannot be reached, is locked, or its disk is full.
     """
     try:
-        engine = create_engine(_with_driver(url), pool_pre_ping=True)
+        parsed = make_url(_with_driver(url))
+    except (ArgumentError, ValueError) as error:  # ValueError: a port that is no number
+        raise UsageError(f"database {_without_password(url)!r} is not a usable URL: {_first_line(error)}") from None
+    try:
+        if parsed.get_backend_name() == "postgresql" and "connect_timeout" not in parsed.query:
+            parsed = parsed.update_query_dict({"connect_timeout": str(CONNECT_SECONDS)})
+        engine = create_engine(parsed, pool_pre_ping=True)
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _tune_sqlite)
             event.listen(engine, "begin", _begin_immediately)
@@ -55,13 +77,24 @@ def connect(url: str) -> Engine:
         ) from None
     except DBAPIError as error:
         reason = _first_line(error.orig or error)
-        raise UsageError(f"cannot open database {_without_password(url)!r}: {reason}") from None
+        message = f"cannot open database {_without_password(url)!r}: {reason}"
+        if isinstance(error, (OperationalError, InterfaceError)) and not _is_settled(parsed, str(error.orig)):
+            may_come = parsed.get_backend_name() == "postgresql"
+            raise DatabaseUnavailable(message, may_come=may_come) from None
+        raise UsageError(message) from None
     return engine
+
+
+def _is_settled(url: URL, reason: str) -> bool:
+    """Whether trying again would meet the same refusal: a wrong user, a directory that is not there."""
+    if url.get_backend_name() == "postgresql":
+        return any(words in reason for words in _REFUSALS)
+    return bool(url.database) and not Path(str(url.database)).parent.is_dir()
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver must not begin transactions of its own
-    for pragma in (f"busy_timeout={BUSY_SECONDS * 1000}", "synchronous=FULL", "foreign_keys=ON"):
+    for pragma in (f"busy_timeout={int(BUSY_SECONDS * 1000)}", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
     limit = time.monotonic() + BUSY_SECONDS
     while True:  # of processes that open a new file together, SQLite fails all but one at once, whatever the timeout
@@ -141,7 +174,7 @@ def migrate(engine: Engine) -> None:
 
 def _revision(engine: Engine) -> str | None:
     """The step that the database has come to; None for an empty one."""
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         if not inspect(connection).has_table("alembic_version"):
             return None
         return connection.execute(sql("SELECT version_num FROM alembic_version")).scalar_one_or_none()

@@ -8,10 +8,12 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import structlog
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator import database
@@ -36,6 +38,8 @@ from tap_core.files import replace_private
 from tap_core.manifest import load_manifest
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+DATABASE_RETRY_SECONDS = 0.5
 
 log = structlog.get_logger("coordinator.service")
 
@@ -66,7 +70,8 @@ async def serve(directory: Path, settings: ServiceSettings, *, exit_when_done: b
     paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     keep_freed_memory()
     with serving_lock(paths.lock):
-        store = Store(database.connect(paths.database_url(settings.database)), manifest.config.name)
+        engine = await _open_database(paths.database_url(settings.database), settings.wait_for_database)
+        store = Store(engine, manifest.config.name)
         blobs = BlobStore(paths.blobs)
         try:
             with database.serving_lock(store.engine, manifest.config.name):
@@ -87,6 +92,21 @@ async def serve(directory: Path, settings: ServiceSettings, *, exit_when_done: b
         finally:
             blobs.close()
             store.close()
+
+
+async def _open_database(url: str, wait: float) -> Engine:
+    """Connect, and wait up to ``wait`` seconds for a database server that is not up yet."""
+    limit, waits = time.monotonic() + wait, False
+    while True:
+        try:
+            return await asyncio.to_thread(database.connect, url)
+        except database.DatabaseUnavailable as error:
+            if not error.may_come or time.monotonic() >= limit:
+                raise
+            if not waits:
+                log.warning("waiting for the database", why=str(error), seconds=wait)
+            waits = True
+        await asyncio.sleep(min(DATABASE_RETRY_SECONDS, max(0.0, limit - time.monotonic())))
 
 
 def connections_of(settings: ServiceSettings) -> tuple[int, int]:
