@@ -55,6 +55,9 @@ def serve(
         list[str] | None, typer.Option(help="Host name by which the operator plane may be called; repeat it for more.")
     ] = None,
     database: Database = None,
+    tls_cert: Annotated[str | None, typer.Option(help=_help("tls_cert"))] = None,
+    tls_key: Annotated[str | None, typer.Option(help=_help("tls_key"))] = None,
+    tls_client_ca: Annotated[str | None, typer.Option(help=_help("tls_client_ca"))] = None,
     wait_for_database: Annotated[float | None, typer.Option(help=_help("wait_for_database"))] = None,
     max_connections: Annotated[int | None, typer.Option(help=_help("max_connections"))] = None,
     threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
@@ -72,6 +75,7 @@ def serve(
         "database": database,
     }
     given |= {"http_allowed_hosts": ",".join(http_allowed_host) if http_allowed_host else None}
+    given |= {"tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca}
     given["wait_for_database"] = wait_for_database
     given_more = {"max_connections": max_connections, "threads": threads, "log_level": log_level}
     settings = load_settings({**given, **given_more})

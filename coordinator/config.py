@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tap_core.config import explain
@@ -34,6 +34,11 @@ class ServiceSettings(BaseSettings):
         description="Host names by which the operator plane may be called, separated by commas.",
     )
     database: str = Field(default="", description="Database URL; empty for SQLite in the state directory.")
+    tls_cert: str = Field(default="", description="Certificate chain (PEM) of the device plane; empty for no TLS.")
+    tls_key: str = Field(default="", description="Its key (PEM, no password).")
+    tls_client_ca: str = Field(
+        default="", description="Authorities (PEM) of whom each device must show a certificate; empty for none."
+    )
     wait_for_database: float = Field(
         default=60, ge=0, le=86_400, description="Seconds to wait at the start for a PostgreSQL that is not up yet."
     )
@@ -42,6 +47,14 @@ class ServiceSettings(BaseSettings):
     )
     threads: int = Field(default=0, ge=0, le=256, description="Aggregation threads; 0 for one per core, 4 at most.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> "ServiceSettings":
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("'tls_cert' and 'tls_key' belong together; give both or neither")
+        if self.tls_client_ca and not self.tls_cert:
+            raise ValueError("'tls_client_ca' needs 'tls_cert' and 'tls_key'")
+        return self
 
     @property
     def http_hosts(self) -> tuple[str, ...]:

@@ -4,11 +4,13 @@ It knows the order of starting and stopping, and nothing of what the parts do.
 """
 
 import asyncio
+import functools
 import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from coordinator.operator_access import OperatorAccess
 from coordinator.operator_api import make_app
 from coordinator.operator_registry import OperatorRegistry
 from coordinator.store import Store
+from coordinator.tls import Certificates
 from tap_core.errors import TapError, UsageError
 from tap_core.files import replace_private
 from tap_core.manifest import load_manifest
@@ -109,6 +112,13 @@ async def _open_database(url: str, wait: float) -> Engine:
         await asyncio.sleep(min(DATABASE_RETRY_SECONDS, max(0.0, limit - time.monotonic())))
 
 
+def _certificates(settings: ServiceSettings) -> Certificates | None:
+    if not settings.tls_cert:
+        return None
+    client_ca = Path(settings.tls_client_ca) if settings.tls_client_ca else None
+    return Certificates(Path(settings.tls_cert), Path(settings.tls_key), client_ca)
+
+
 def connections_of(settings: ServiceSettings) -> tuple[int, int]:
     """How many connections each plane may hold, once as many files as possible may be open.
 
@@ -126,20 +136,23 @@ def connections_of(settings: ServiceSettings) -> tuple[int, int]:
 
 async def _serve(federation: Federation, settings: ServiceSettings, paths: StatePaths, exit_when_done: bool) -> None:
     connections, http_connections = connections_of(settings)
+    certificates = _certificates(settings)
     plane = DevicePlane(federation, connections=connections)
     local_token = new_token(OPERATOR)  # for `tap-coordinator status`: whoever may read the state directory may ask
     registry = OperatorRegistry(federation.store.engine, federation.store.federation)
     access = OperatorAccess(registry, token_digest(local_token))
     guarded = Guard(make_app(federation, plane), access, settings.http_hosts)
     operators = OperatorPlane(guarded, connections=http_connections)
+    watching: asyncio.Future[None] | None = None
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     try:
         await federation.start()
-        port = await _listen(plane, settings.host, settings.port, "--port")
-        http_port = await _listen(operators, settings.http_host, settings.http_port, "--http-port")
+        tls = None if certificates is None else certificates.context
+        port = await _listen(functools.partial(plane.start, tls=tls), settings.host, settings.port, "--port")
+        http_port = await _listen(operators.start, settings.http_host, settings.http_port, "--http-port")
         addresses = {
             "pid": os.getpid(),
             "host": settings.host,
@@ -148,11 +161,15 @@ async def _serve(federation: Federation, settings: ServiceSettings, paths: State
             "http_port": http_port,
         }
         replace_private(paths.addresses, json.dumps({**addresses, "http_token": local_token}).encode(), durable=False)
-        log.info("serving", **addresses)
+        log.info("serving", **addresses, tls=certificates is not None)
+        if certificates is not None:
+            watching = asyncio.ensure_future(certificates.watch())
         events = [stopped, federation.stopping] + ([federation.ended] if exit_when_done else [])
         await _first(events)
         log.info("stopping", round=federation.machine.round, phase=federation.machine.phase)
     finally:
+        if watching is not None:
+            watching.cancel()
         paths.addresses.unlink(missing_ok=True)
         await plane.stop()
         await operators.stop()
@@ -162,9 +179,9 @@ async def _serve(federation: Federation, settings: ServiceSettings, paths: State
             await loop.shutdown_default_executor()  # no write to the store may outlive the locks
 
 
-async def _listen(plane: DevicePlane | OperatorPlane, host: str, port: int, option: str) -> int:
+async def _listen(start: Callable[[str, int], Awaitable[int]], host: str, port: int, option: str) -> int:
     try:
-        return await plane.start(host, port)
+        return await start(host, port)
     except OSError as error:
         raise TapError(
             f"cannot listen on {host}:{port}: {error.strerror or error}; choose another with {option}"

@@ -22,6 +22,7 @@ from edge_client.greeting import greet, sent_away
 from edge_client.journal import Progress, read_settings
 from edge_client.outages import Backoff, Disconnected, Outages
 from edge_client.private_store import PendingUpdate, StateError
+from edge_client.tls import tls_context
 from edge_client.token_file import explained, is_replaced, read_token
 from edge_client.worker import Build, Digests, Worker
 from protocol.messages import (
@@ -137,6 +138,7 @@ class Agent:
                     token_file=self._config.token_file,
                     partial=self._partial,
                     traffic=self._journal.traffic,
+                    tls=tls_context(self._config.tls_ca, self._config.tls_cert, self._config.tls_key),
                 ) as connection:
                     return await talk(connection)
             except Disconnected as error:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,9 +39,10 @@ def doctor(config: Annotated[Path, CONFIG], as_json: Annotated[bool, JSON] = Fal
     for finding in findings(settings):
         found.append(finding)
         if not as_json:
-            typer.echo(f"{'ok  ' if finding.ok else 'fail'} {finding.what}: {finding.detail}")
+            sign = "fail" if not finding.ok else "warn" if finding.warns else "ok  "
+            typer.echo(f"{sign} {finding.what}: {finding.detail}")
     if as_json:
-        facts = [{"what": finding.what, "ok": finding.ok, "detail": finding.detail} for finding in found]
+        facts = [asdict(finding) for finding in found]
         typer.echo(json.dumps({"ok": all(finding.ok for finding in found), "findings": facts}))
     if not all(finding.ok for finding in found):
         raise typer.Exit(1)
@@ -62,11 +64,13 @@ def join(
     Stop it at any time, with Ctrl-C, SIGTERM or the power switch: run it again and it goes on where it was.
     """
     from edge_client.config import load_client_config
-    from edge_client.doctor import require_files, require_memory
+    from edge_client.doctor import IN_THE_CLEAR, require_files, require_memory
     from edge_client.files import lock_directory
 
     settings = load_client_config(config)
     require_files(settings)
+    if settings.sends_token_in_the_clear:
+        typer.echo(f"warning: {IN_THE_CLEAR.format(address=settings.coordinator)}", err=True)
     with lock_directory(settings.state_dir), _progress_bar() as watch:
         require_memory(settings)
         agent = _agent(settings, 0.0 if no_wait else max_wait, watch)

@@ -4,6 +4,7 @@ It knows the file format and where paths are relative to. It does not open data,
 """
 
 import difflib
+import ipaddress
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -72,10 +73,16 @@ class TaskDataConfig(Settings):
 class ClientConfig(Settings):
     """The whole of `client.toml`. After `load_client_config` every path is absolute."""
 
-    coordinator: str = Field(description="ws://HOST:PORT, or wss:// behind a TLS proxy.")
+    coordinator: str = Field(description="wss://HOST:PORT, or ws:// where nobody else can listen.")
     federation: Name = Field(description="Name of the federation to join.")
     device_id: Name = Field(description="The name this device was enrolled with.")
     token_file: Path = Field(description="File that holds the token `tap-coordinator enroll` printed.")
+    tls_ca: Path | None = Field(
+        default=None,
+        description="Certificates (PEM) of the authority that signed the coordinator's; else the system's.",
+    )
+    tls_cert: Path | None = Field(default=None, description="This device's certificate (PEM), if it is asked for one.")
+    tls_key: Path | None = Field(default=None, description="Its key (PEM, no password).")
     state_dir: Path = Field(description="Private directory: personal tensors, progress, results, exports.")
     foundation: str = Field(min_length=1, description="Directory or hub id of the federation's pretrained FLAVA model.")
     runtime: RuntimeConfig = RuntimeConfig()
@@ -92,6 +99,27 @@ class ClientConfig(Settings):
         if not usable:
             raise ValueError("must be ws://HOST:PORT or wss://HOST:PORT")
         return value
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> "ClientConfig":
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("'tls_cert' and 'tls_key' belong together; give both or neither")
+        if not self.coordinator.startswith("wss://") and (self.tls_ca or self.tls_cert):
+            raise ValueError("'tls_ca' and 'tls_cert' need a coordinator at wss://")
+        return self
+
+    @property
+    def sends_token_in_the_clear(self) -> bool:
+        """Whether the token travels unencrypted to another machine."""
+        parts = urlsplit(self.coordinator)
+        return parts.scheme == "ws" and not _is_loopback(parts.hostname or "")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 class _AnyTable(BaseModel):
@@ -166,7 +194,7 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def _resolve_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
     """The same tables with every path made absolute against ``base``; values of a wrong type are left to validation."""
     resolved = dict(values)
-    for key in ("token_file", "state_dir"):
+    for key in ("token_file", "state_dir", "tls_ca", "tls_cert", "tls_key"):
         if isinstance(resolved.get(key), str):
             resolved[key] = str(_absolute(resolved[key], base))
     if isinstance(resolved.get("foundation"), str):

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI, NegotiationError
@@ -21,6 +22,7 @@ from websockets.frames import CloseCode
 from websockets.typing import Subprotocol
 
 from edge_client.outages import Disconnected
+from edge_client.tls import CERTIFICATE_HINT, distrust, refusal_of_tls
 from protocol.errors import RemoteProtocolError
 from protocol.messages import CHUNK, MAX_MESSAGE, SUBPROTOCOL, Message
 from protocol.session import Event, Session
@@ -126,14 +128,21 @@ class Connection:
 
 @asynccontextmanager
 async def open_connection(
-    address: str, token: str, *, token_file: Path, partial: dict[str, Incoming], traffic: Traffic
+    address: str,
+    token: str,
+    *,
+    token_file: Path,
+    partial: dict[str, Incoming],
+    traffic: Traffic,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Connection]:
     """Connect, with the token in the handshake. ``partial``: transfers cut off earlier, continued by the session.
+    ``tls``: see `tls_context`; None trusts whom the system trusts.
 
     Raises Disconnected if the coordinator cannot be reached or is not ready, and TapError, with the fix in the message,
     if trying again would not help: a refused token, another protocol, a certificate that cannot be trusted.
     """
-    socket = await _connect(address, token, token_file)
+    socket = await _connect(address, token, token_file, tls)
     connection = Connection(socket, Session("device", partial=partial, chunk_size=UPLOAD_CHUNK), traffic)
     try:
         yield connection
@@ -141,7 +150,9 @@ async def open_connection(
         await connection.close()
 
 
-async def _connect(address: str, token: str, token_file: Path) -> ClientConnection:
+async def _connect(address: str, token: str, token_file: Path, tls: ssl.SSLContext | None) -> ClientConnection:
+    options: Any = {} if tls is None else {"ssl": tls}
+    lost: list[Exception] = []
     try:
         socket = await connect(
             address,
@@ -150,6 +161,8 @@ async def _connect(address: str, token: str, token_file: Path) -> ClientConnecti
             compression=None,
             max_size=MAX_MESSAGE,
             open_timeout=OPEN_TIMEOUT,
+            create_connection=_noting(lost),
+            **options,
             ping_interval=PING_SECONDS,
             ping_timeout=SILENCE_SECONDS,
         )
@@ -160,16 +173,30 @@ async def _connect(address: str, token: str, token_file: Path) -> ClientConnecti
     except NegotiationError:
         raise _other_protocol(address) from None
     except ssl.SSLCertVerificationError as error:
-        raise TapError(
-            f"the certificate of {address} is not trusted ({error.verify_message}); correct the host name, or install "
-            "the certificate's authority on this device"
-        ) from None
+        raise TapError(distrust(address, error)) from None
     except (OSError, InvalidHandshake, EOFError, asyncio.TimeoutError) as error:
-        raise Disconnected(_reason(error), reached=False) from None
+        if refused := refusal_of_tls(address, [error, *lost]):
+            raise TapError(refused) from None
+        reason = _reason(error)
+        if address.startswith("wss:") and isinstance(error.__cause__, EOFError):  # not every server says why
+            reason = f"it hung up before it answered; {CERTIFICATE_HINT}"
+        raise Disconnected(reason, reached=False) from None
     if socket.subprotocol != SUBPROTOCOL:
         await socket.close()
         raise _other_protocol(address)
     return socket
+
+
+def _noting(lost: list[Exception]) -> type[ClientConnection]:
+    """A connection that adds to ``lost`` what ended it: a refusal by the other side of TLS comes after the handshake
+    and would else be told as an answer that did not come."""
+
+    class Noting(ClientConnection):
+        def connection_lost(self, exc: Exception | None) -> None:
+            lost.extend([] if exc is None else [exc])
+            super().connection_lost(exc)
+
+    return Noting
 
 
 def _refusal(status: int, address: str, token_file: Path) -> Exception:

@@ -16,6 +16,7 @@ from edge_client.connection import Traffic, open_connection
 from edge_client.greeting import greet
 from edge_client.journal import read_settings
 from edge_client.outages import Disconnected
+from edge_client.tls import tls_context
 from edge_client.token_file import read_token
 from tap_core.config import FederationConfig
 from tap_core.errors import TapError, UsageError
@@ -28,17 +29,24 @@ FREE_DISK_MB = 200
 
 @dataclass(frozen=True)
 class Finding:
-    """``what`` was looked at, whether it is ``ok``, and what was found or what to do."""
+    """``what`` was looked at, whether it is ``ok``, and what was found or what to do. ``warns``: nothing keeps the
+    device from joining, but somebody should read it."""
 
     what: str
     ok: bool
     detail: str
+    warns: bool = False
+
+
+IN_THE_CLEAR = "the token travels unencrypted to {address}; use wss:// on any network that others can listen to"
 
 
 def findings(config: ClientConfig) -> Iterator[Finding]:
     """Everything that is looked at, cheapest first."""
     yield Finding("config", True, f"device {config.device_id} of federation {config.federation}")
     yield _token(config)
+    if config.sends_token_in_the_clear:
+        yield Finding("encryption", True, IN_THE_CLEAR.format(address=config.coordinator), warns=True)
     yield _state_directory(config)
     yield _memory(config)
     yield _torch(config)
@@ -54,8 +62,9 @@ async def _reach(config: ClientConfig, foundation: str | None) -> tuple[Finding,
     federation, taken = None, "answers and takes the token"
     try:
         token = read_token(config.token_file)
+        tls = tls_context(config.tls_ca, config.tls_cert, config.tls_key)
         async with open_connection(
-            config.coordinator, token, token_file=config.token_file, partial={}, traffic=Traffic()
+            config.coordinator, token, token_file=config.token_file, partial={}, traffic=Traffic(), tls=tls
         ) as connection:
             if foundation is not None:
                 federation = await greet(connection, config, foundation, {})

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from edge_client.config import ClientConfig
+from edge_client.tls import distrust, refusal_of_tls, tls_context
 from edge_client.token_file import next_token, next_token_file, put_in_place, read_token, replacing
 from tap_core.errors import TapError, UsageError
 
@@ -121,16 +122,15 @@ def _ask(config: ClientConfig, page: str, secret: str, new_token: str) -> _Answe
     except (OSError, http.client.HTTPException) as error:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(cause, ssl.SSLCertVerificationError):
-            raise TapError(
-                f"the certificate of {config.coordinator} is not trusted ({cause.verify_message}); correct the host "
-                "name, or install the certificate's authority on this device"
-            ) from None
+            raise TapError(distrust(config.coordinator, cause)) from None
+        if refused := refusal_of_tls(config.coordinator, [cause] if isinstance(cause, Exception) else []):
+            raise TapError(refused) from None
         why = getattr(cause, "strerror", None) or str(cause)
         raise TapError(f"cannot reach {config.coordinator} ({why}); run the command again, nothing is lost") from None
 
 
 def _tls(config: ClientConfig) -> ssl.SSLContext:
-    return ssl.create_default_context()
+    return tls_context(config.tls_ca, config.tls_cert, config.tls_key) or ssl.create_default_context()
 
 
 class _StayHere(urllib.request.HTTPRedirectHandler):

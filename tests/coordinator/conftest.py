@@ -108,7 +108,8 @@ class Served:
 
     @property
     def url(self):
-        return f"ws://127.0.0.1:{self.addresses['port']}"
+        scheme = "wss" if "--tls-cert" in self.options else "ws"
+        return f"{scheme}://127.0.0.1:{self.addresses['port']}"
 
     def get(self, page, token=None):
         """A page of the operator plane, asked for as `tap-coordinator status` does or with another token."""
@@ -185,6 +186,7 @@ class FakeDevice:
         chosen = manifest.config.tasks_named(self.tasks)
         self.owned = owned_components(chosen)
         self.examples = examples_per_component(chosen, self.tasks)
+        self.tls = None
         self.cache = {}
         self.partial = {}
         self.received = []  # every message received, decoded events
@@ -196,8 +198,9 @@ class FakeDevice:
 
     async def connect(self, url, hello=None):
         headers = {"Authorization": f"Bearer {self.token}"}
+        tls = {} if self.tls is None else {"ssl": self.tls}
         self.socket = await connect(
-            url, additional_headers=headers, subprotocols=[SUBPROTOCOL], compression=None, max_size=MAX_MESSAGE
+            url, additional_headers=headers, subprotocols=[SUBPROTOCOL], compression=None, max_size=MAX_MESSAGE, **tls
         )
         self.session = Session("device", partial=self.partial)
         await self.say(hello or self.hello())
