@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from coordinator.config import ServiceSettings, StatePaths, load_settings
 from coordinator.database import connect
 from coordinator.founding import check_identity
+from coordinator.privacy import keep_private
 from coordinator.store import Store
 from tap_core.config import NAME_PATTERN
 from tap_core.errors import TapError, UsageError
@@ -35,6 +36,7 @@ def opened_store(directory: Path, database: str | None) -> Iterator[tuple[Store,
     manifest = load_manifest(directory)
     paths = StatePaths(directory)
     paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keep_private(directory)
     store = Store(connect(paths.database_url(settings.database)), manifest.config.name)
     try:
         check_identity(paths, store)

@@ -34,6 +34,7 @@ from coordinator.operator import OperatorPlane
 from coordinator.operator_access import OperatorAccess
 from coordinator.operator_api import make_app
 from coordinator.operator_registry import OperatorRegistry
+from coordinator.privacy import keep_private
 from coordinator.store import Store
 from coordinator.tls import Certificates
 from tap_core.errors import TapError, UsageError
@@ -71,6 +72,7 @@ async def serve(directory: Path, settings: ServiceSettings, *, exit_when_done: b
     manifest = load_manifest(directory)
     paths = StatePaths(directory)
     paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keep_private(directory)
     keep_freed_memory()
     with serving_lock(paths.lock):
         engine = await _open_database(paths.database_url(settings.database), settings.wait_for_database)

@@ -14,7 +14,7 @@ from tap_core.config import FederationConfig, load_toml
 from tap_core.errors import UsageError
 from tap_core.foundation import load_foundation
 from tap_core.foundation_files import foundation_digest
-from tap_core.manifest import COMPONENTS_DIRECTORY, ComponentSpec, FederationManifest
+from tap_core.manifest import COMPONENTS_DIRECTORY, ComponentSpec, FederationManifest, without_path
 from tap_core.model import Tensors, build_model
 from tap_core.participant import Participant, RoundOutcome, on_wire
 from tap_core.simulation import SimulationResult, simulate
@@ -54,7 +54,7 @@ def init_federation(path: Path, directory: Path) -> FederationManifest:
             (partial / COMPONENTS_DIRECTORY / f"{component}.safetensors").write_bytes(data)
             shapes = {key: tuple(value.shape) for key, value in tensors.items()}
             specs[name] = ComponentSpec(digest=component, size=len(data), shapes=shapes)
-        manifest = FederationManifest(config=config, foundation_digest=digest, components=specs)
+        manifest = FederationManifest(config=without_path(config, digest), foundation_digest=digest, components=specs)
         manifest.save(partial)
         if directory.exists():
             directory.rmdir()

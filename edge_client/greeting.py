@@ -66,6 +66,6 @@ def parse_settings(text: str) -> FederationConfig:
     """The federation's settings from the coordinator's welcome. Raises TapError if they are not understood."""
     try:
         values = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or brackets without end
         raise TapError("the coordinator's settings are not JSON; use the same version of tap-edge on both") from None
     return validate(values, FederationConfig, source="the coordinator's settings")

@@ -255,7 +255,7 @@ def load_toml(path: Path, model: type[Model]) -> Model:
         raise UsageError(f"{path}: no such file; give the path of an existing TOML file") from None
     except IsADirectoryError:
         raise UsageError(f"{path} is a directory; give the path of a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
     return validate(values, model, source=str(path))
 

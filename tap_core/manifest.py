@@ -46,9 +46,18 @@ def load_manifest(directory: Path) -> FederationManifest:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{path}: no such file; create it with: tap init FEDERATION.toml --out {directory}") from None
-    except ValueError as error:  # no JSON, or no UTF-8
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or brackets without end
         raise UsageError(f"{path} is not valid JSON ({error}); create it again with tap init") from None
     schema = values.get("schema_version") if isinstance(values, dict) else None
     if isinstance(schema, int) and schema != SCHEMA_VERSION:
         raise UsageError(f"{path} has schema {schema} and this version reads {SCHEMA_VERSION}; run tap init again")
-    return validate(values, FederationManifest, source=str(path))
+    manifest = validate(values, FederationManifest, source=str(path))
+    return manifest.model_copy(update={"config": without_path(manifest.config, manifest.foundation_digest)})
+
+
+def without_path(config: FederationConfig, digest: str) -> FederationConfig:
+    """The settings as others may see them: a foundation that is a directory becomes ``sha256:`` and its digest, because
+    a path says nothing on another machine and much about this one. A hub id stays."""
+    source = config.foundation
+    is_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source or Path(source).is_dir()
+    return config.model_copy(update={"foundation": f"sha256:{digest}"}) if is_path else config

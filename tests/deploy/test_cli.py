@@ -10,8 +10,9 @@ from small_federation import DEVICES, Site
 from typer.testing import CliRunner
 
 from deploy.cli import app
+from tap_core.config import FederationConfig, load_toml
 from tap_core.foundation_files import foundation_digest
-from tap_core.manifest import COMPONENTS_DIRECTORY, load_manifest
+from tap_core.manifest import COMPONENTS_DIRECTORY, MANIFEST_NAME, load_manifest
 
 COMMANDS = ("init", "simulate", "demo")
 TABLES = {
@@ -72,8 +73,12 @@ def test_init_prints_the_facts_of_what_it_made(federation, tmp_path):
         "components": len(manifest.components),
         "bytes": sum(file.stat().st_size for file in files),
         "directory": str(out),
-        "foundation_digest": foundation_digest(manifest.config.foundation),
+        "foundation_digest": manifest.foundation_digest,
     }
+    directory = load_toml(federation, FederationConfig).foundation
+    assert manifest.foundation_digest == foundation_digest(directory)
+    assert manifest.config.foundation == f"sha256:{manifest.foundation_digest}"
+    assert directory not in (out / MANIFEST_NAME).read_text()  # nothing of this machine
     assert len(files) == len({spec.digest for spec in manifest.components.values()}) > 5
 
 

@@ -7,6 +7,7 @@ from websockets.asyncio.server import serve
 
 from edge_client import connection
 from edge_client.connection import Traffic, open_connection
+from edge_client.greeting import parse_settings
 from edge_client.outages import Disconnected
 from edge_client.token_file import read_token
 from protocol.codec import encode
@@ -256,3 +257,10 @@ def test_a_long_upload_keeps_nothing_from_being_received():
 
     wanted, _ = converse(handler, talk, max_size=MAX_MESSAGE)
     assert wanted == list(blobs) and taken == blobs
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000])
+def test_settings_that_nest_without_end_are_one_line(text):
+    with pytest.raises(TapError, match="are not JSON") as error:
+        parse_settings(text)
+    assert "\n" not in str(error.value)

@@ -3,16 +3,20 @@
 import asyncio
 import contextlib
 import datetime
+import itertools
 import socket
 import ssl
 from pathlib import Path
 
 import pytest
 import trustme
+from typer.testing import CliRunner
 from websockets.asyncio.server import serve
 
+from edge_client.cli import app
 from edge_client.config import ClientConfig, load_client_config
 from edge_client.connection import Traffic, open_connection
+from edge_client.doctor import findings
 from edge_client.outages import Disconnected
 from edge_client.tls import tls_context
 from protocol.messages import SUBPROTOCOL
@@ -109,9 +113,12 @@ def test_a_server_that_says_why_it_hangs_up_is_believed(authority, tmp_path):
     def answer(listener):
         with contextlib.suppress(OSError):
             connection, _ = listener.accept()
+            beside = connection.dup()
             with contextlib.suppress(ssl.SSLError):
                 context.wrap_socket(connection, server_side=True)
-            connection.close()
+            while beside.recv(4096):  # closed with something unread, it would take its last words back
+                pass
+            beside.close()
 
     async def main(tls):
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -190,3 +197,17 @@ def test_paths_of_tls_are_relative_to_the_file(tmp_path):
     path.write_text(f'coordinator = "wss://h"\ntls_ca = "ca.pem"\n{rest}[tasks.t]\ntrain = "t.csv"\n')
     assert load_client_config(path, {}).tls_ca == tmp_path / "ca.pem"
     assert load_client_config(path, {"TAP_TLS_CA": "/x/y.pem"}).tls_ca == Path("/x/y.pem")
+
+
+@pytest.mark.parametrize(("address", "warned"), [("ws://coordinator.invalid:1", True), ("ws://127.0.0.1:1", False)])
+def test_doctor_and_join_warn_of_a_token_in_the_clear(tmp_path, address, warned):
+    (tmp_path / "t.csv").write_text("text,target\n")
+    path = tmp_path / "client.toml"
+    rest = 'federation = "f"\ndevice_id = "d"\ntoken_file = "absent"\nstate_dir = "s"\nfoundation = "./absent"\n'
+    path.write_text(f'coordinator = "{address}"\n{rest}[tasks.t]\ntrain = "t.csv"\n')
+    first = list(itertools.islice(findings(load_client_config(path, {})), 3))
+    assert [(finding.ok, finding.warns) for finding in first if finding.what == "encryption"] == [(True, True)] * warned
+    joined = CliRunner().invoke(app, ["join", str(path)])
+    lines = joined.stderr.splitlines()
+    assert joined.exit_code == 2 and lines[-1].startswith("error: token file")
+    assert [line.startswith("warning: the token travels unencrypted") for line in lines[:-1]] == [True] * warned

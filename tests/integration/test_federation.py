@@ -126,7 +126,7 @@ def test_no_personal_tensor_and_no_loss_history_is_on_the_wire(run: Run, oracle:
 def test_no_raw_data_is_on_the_wire(run: Run, device: str) -> None:
     """Neither the files nor what the device makes of them: decoded and normalised pixels, texts, their tokens."""
     settings = run.manifest.config.model_dump_json()
-    foundation = Path(run.manifest.config.foundation)
+    foundation = Path(run.site.config.foundation)
     tokenizer = Tokenizer.from_file(str(foundation / "tokenizer.json"))
     norms = json.loads((foundation / "preprocessor_config.json").read_text())
     home, wire = run.site.devices / device, run.raw[device]

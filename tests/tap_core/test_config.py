@@ -82,3 +82,12 @@ def test_a_task_that_the_federation_lacks_is_named(tmp_path: Path) -> None:
     config = load_toml(write(tmp_path, GOOD), FederationConfig)
     with pytest.raises(UsageError, match="has no task 'labels'; its tasks are label"):
         config.tasks_named(["labels"])
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "{b = " * 100_000, "[" * 100_000])
+def test_a_file_that_nests_without_end_is_one_line(tmp_path, text):
+    path = tmp_path / "federation.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="is not valid TOML") as error:
+        load_toml(path, FederationConfig)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
