@@ -115,7 +115,8 @@ def _reading_pages(federation: Federation, plane: DevicePlane) -> APIRouter:
     async def devices() -> list[DeviceFacts]:
         """Everyone who was ever enrolled."""
         rows = await asyncio.to_thread(store.registry.all)
-        return [DeviceFacts(**enrolled_facts(device, time.time())) for device in rows]
+        most = federation.manifest.config.rounds.max_strikes
+        return [DeviceFacts(**enrolled_facts(device, time.time(), most)) for device in rows]
 
     @pages.get("/rounds", responses=_problems(422))
     async def rounds(last: Last = 100) -> list[AttemptFacts]:

@@ -59,6 +59,8 @@ class StatusFacts(Model):
     reported: list[str]
     roster: list[str]
     away: list[str]
+    strikes: dict[str, int]
+    barred: list[str]
     done: list[str]
     devices: dict[str, LinkFacts]
 
@@ -67,7 +69,7 @@ class DeviceFacts(Model):
     """A device that was ever enrolled; times are in seconds since 1970."""
 
     device: str
-    state: Literal["invited", "enrolled", "joined", "away", "done", "expired", "revoked"]
+    state: Literal["invited", "enrolled", "joined", "away", "done", "barred", "expired", "revoked"]
     enrolled_at: float
     revoked_at: float | None
     joined_at: float | None
