@@ -27,15 +27,12 @@ from soak_report import is_a_fault
 from protocol.tensors import ComponentTensors, digest_of, encode_tensors
 
 ROOT = Path(__file__).parents[2]
-NOT_WITHSTOOD = ("huge",)
-"""Acts against which the coordinator has no remedy yet."""
 HONEST = ("honest-0", "honest-1")
 
 
 def test_a_short_soak(tmp_path):
     figures = tmp_path / "figures.json"
     size = ["--minutes", "0.16", "--devices", "3", "--deadline", "7", "--values", "500", "--bare", "20"]
-    size += [argument for act in NOT_WITHSTOOD for argument in ("--without", act)]
     command = [sys.executable, str(ROOT / "benchmarks" / "soak.py"), *size, "--lives", "12", "--json", str(figures)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
