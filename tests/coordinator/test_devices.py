@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from coordinator.credentials import rotate
 from coordinator.events import Tick
+from coordinator.identity import new_token, token_digest
 from protocol.codec import decode, encode
 from protocol.messages import CHUNK, Chunk, ComponentRef, Decline, Done, Fetch, Heartbeat
 from protocol.tensors import DTYPES, ComponentTensors, decode_tensors, digest_of, encode_tensors
@@ -629,6 +632,13 @@ def test_a_rejected_device_is_not_waited_for_and_is_barred_in_the_end(federation
             assert (facts["strikes"], facts["barred"]) == ({"evil": 2}, ["evil"])
             shown = await asyncio.to_thread(command, "devices", directory)
             assert "evil                     barred" in shown.stdout and "2 strikes: sampled no more" in shown.stdout
+            old, evil.token = evil.token, new_token()
+            where = (service.store.engine, "small", token_digest(old), token_digest(evil.token))
+            await asyncio.to_thread(rotate, *where, time.time())
+            assert (await evil.connect(service.url)).type == "welcome"
+            await service.until(lambda: service.federation.enrolment("evil").token_sha256 == where[-1])
+            await service.federation._expel()
+            assert machine.barred == {"evil"}  # a token that the device replaces itself clears nothing
             evil.token = (await asyncio.to_thread(command, "enroll", "evil", directory, "--renew")).stdout.strip()
             await service.until(lambda: machine.strikes == {})
             assert (await evil.connect(service.url)).type == "welcome"
