@@ -69,7 +69,7 @@ class DeviceFacts(Model):
     """A device that was ever enrolled; times are in seconds since 1970."""
 
     device: str
-    state: Literal["invited", "enrolled", "joined", "away", "done", "barred", "expired", "revoked"]
+    state: Literal["invited", "enrolled", "joined", "away", "barred", "done", "expired", "revoked"]
     enrolled_at: float
     revoked_at: float | None
     joined_at: float | None

@@ -7,8 +7,9 @@ Theory of operation. The coordinator asks for one thing at a time: a round (`Tra
 asked is remembered per connection; the work on it outlives connections. `_advance` looks at what is asked, at the
 committed state and at the work under way, and takes the one next step: answer from the committed state, fetch what the
 cache lacks, or start the work. It is called whenever one of these changes, so a lost connection, a restart or a
-repeated question needs no case of its own. A round's result is committed before it is sent, and the same bytes are sent
-again until the coordinator has moved on; a round is never trained twice once its result is committed.
+repeated question needs no case of its own. A round that diverges changes no state: the device declines it, whenever it
+is asked for with the same values, and waits for the next. A round's result is committed before it is sent, and the same
+bytes are sent again until the coordinator has moved on; a round is never trained twice once its result is committed.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ from protocol.messages import (
     Accepted,
     Bye,
     ComponentRef,
+    Decline,
     Done,
     Fetch,
     Finish,
@@ -162,7 +164,7 @@ class Agent:
                 await asyncio.sleep(left)
             else:
                 await asyncio.wait({self._worker.task}, timeout=min(left, TICK_SECONDS))
-                self._worker.collect()
+                self._collect()
 
     async def _learn_settings(self, connection: Connection) -> None:
         """First contact: only the settings say how the data is read and split, and so how much there is to train on."""
@@ -192,7 +194,7 @@ class Agent:
                 work = self._worker.task
                 waited_for = {receiving} if work is None else {receiving, work}
                 await asyncio.wait(waited_for, timeout=TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-                if self._worker.collect():
+                if self._collect():
                     await self._advance(connection)
                 if receiving.done():
                     for event in receiving.result():
@@ -204,6 +206,13 @@ class Agent:
         finally:
             receiving.cancel()
             await asyncio.gather(receiving, return_exceptions=True)
+
+    def _collect(self) -> bool:
+        """Take over what the worker has ended, and tell the user what is to be told; whether there was any."""
+        has_ended = self._worker.collect()
+        for note in self._worker.take_notes():
+            self._say(note)
+        return has_ended
 
     async def _handle(self, connection: Connection, event: Event) -> bool:
         """Take one event; True if it was the last of this device's life in the federation."""
@@ -258,6 +267,12 @@ class Agent:
             return
         if isinstance(asked, Train) and asked.round <= worker.last_round:
             await self._send_update(connection, asked, digests)
+            return
+        failed = worker.divergence
+        if isinstance(asked, Train) and failed and (failed.round, failed.digests) == (asked.round, digests):
+            self._asked = None
+            worker.show(phase="idle")
+            await connection.send(Decline(round=asked.round, code="diverged", why=failed.why[:1024]))
             return
         if worker.does("round" if isinstance(asked, Train) else "finish", digests):
             return

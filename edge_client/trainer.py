@@ -16,10 +16,10 @@ import torch
 from edge_client.config import ClientConfig
 from edge_client.datasets import count_tasks, load_tasks
 from edge_client.private_store import PendingUpdate, PersonalTensors, StateError, StoredState, Tensors
-from protocol.errors import LocalProtocolError, RemoteProtocolError
+from protocol.errors import LocalProtocolError, NotFinite, RemoteProtocolError
 from protocol.tensors import ComponentTensors, decode_tensors, digest_of, encode_tensors
 from tap_core.config import FederationConfig
-from tap_core.errors import TapError
+from tap_core.errors import Diverged, TapError
 from tap_core.export import export_task
 from tap_core.foundation import load_foundation
 from tap_core.model import build_model
@@ -47,14 +47,16 @@ class LocalTrainer:
     ) -> tuple[StoredState, dict[str, Any]]:
         """One round of stage 1: the next state, with the update to send in it, and a report for `rounds.jsonl`.
 
-        ``received``: the encoded global value of each owned component. Raises TapError if one does not fit this
-        device's model, if training diverges or if memory runs out; ``stored`` is then still the device's state.
+        ``received``: the encoded global value of each owned component. Raises Diverged if training does, or if a
+        received or trained value is not finite, and TapError if a component does not fit this device's model or memory
+        runs out; ``stored`` is then still the device's state.
         """
         tensors = self._decoded(received)
         try:
             outcome = self._participant.take_part(round_number, tensors, self._device_state(stored), on_progress)
         except torch.OutOfMemoryError:
             raise out_of_memory() from None
+        _require_finite(outcome.state.personal)
         blobs, digests = {}, {}
         for name, values in sorted(outcome.update.components.items()):
             data = self._encoded(name, values)
@@ -65,14 +67,23 @@ class LocalTrainer:
         return _stored(outcome.state, pending), dataclasses.asdict(outcome.report)
 
     def finish(
-        self, received: Mapping[str, bytes], stored: StoredState | None, on_progress: Progress
+        self,
+        received: Mapping[str, bytes],
+        stored: StoredState | None,
+        on_progress: Progress,
+        *,
+        distilling: bool = True,
     ) -> tuple[StoredState, dict[str, Any], dict[str, Any]]:
-        """Stage 2: the final state, the results by task and the sample outputs by task. Raises as `take_part`."""
-        tensors = self._decoded(received)
+        """Stage 2: the final state, the results by task and the sample outputs by task. Raises as `take_part`.
+
+        Without ``distilling`` the personal set stays that of stage 1.
+        """
+        tensors, state = self._decoded(received), self._device_state(stored)
         try:
-            outcome = self._participant.finish(tensors, self._device_state(stored), on_progress)
+            outcome = self._participant.finish(tensors, state, on_progress, distilling=distilling)
         except torch.OutOfMemoryError:
             raise out_of_memory() from None
+        _require_finite(outcome.state.personal)
         results = {task: dataclasses.asdict(result) for task, result in sorted(outcome.results.items())}
         return _stored(outcome.state, None), results, outcome.samples
 
@@ -120,7 +131,7 @@ class LocalTrainer:
         try:
             return encode_tensors(ComponentTensors(name, values))
         except LocalProtocolError as error:
-            raise TapError(
+            raise Diverged(
                 f"training diverged, and nothing was sent ({error}); ask the federation's operator for a lower "
                 f"training.learning_rate or another wire.dtype than {self._dtype}"
             ) from None
@@ -136,6 +147,8 @@ class LocalTrainer:
         for name, data in sorted(received.items()):
             try:
                 decoded = decode_tensors(name, data, shapes=self._shapes[name], dtype=self._dtype)
+            except NotFinite as error:
+                raise Diverged(f"a value from the coordinator is not finite ({error})") from None
             except RemoteProtocolError as error:
                 raise TapError(
                     f"component {name} from the coordinator does not fit this device's model ({error}); use the same "
@@ -157,6 +170,12 @@ def build_trainer(config: ClientConfig, federation: FederationConfig) -> LocalTr
         for name, values in model.state("federated").items()
     }
     return LocalTrainer(participant, dtype=federation.wire.dtype, shapes=shapes, examples=count_tasks(data))
+
+
+def _require_finite(personal: Tensors) -> None:
+    for component, tensors in sorted(personal.items()):
+        if not all(np.isfinite(array).all() for array in tensors.values()):
+            raise Diverged(f"training diverged (the personal {component} has values that are not finite)")
 
 
 def out_of_memory() -> TapError:

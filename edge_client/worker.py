@@ -17,7 +17,7 @@ from edge_client.config import ClientConfig
 from edge_client.journal import EXPORTS, Journal, Progress
 from edge_client.private_store import PrivateStore, StoredState
 from tap_core.config import FederationConfig
-from tap_core.errors import TapError
+from tap_core.errors import Diverged, TapError
 
 OnProgress = Callable[[str, int, int], None]
 """Called in the worker thread with a phase's name, the steps done and their number; it may raise to end the work."""
@@ -44,7 +44,12 @@ class Trainer(Protocol):
     ) -> tuple[StoredState, Mapping[str, Any]]: ...
 
     def finish(
-        self, received: Mapping[str, bytes], stored: StoredState | None, on_progress: OnProgress
+        self,
+        received: Mapping[str, bytes],
+        stored: StoredState | None,
+        on_progress: OnProgress,
+        *,
+        distilling: bool = True,
     ) -> tuple[StoredState, Mapping[str, Any], Mapping[str, Any]]: ...
 
     def export(self, stored: StoredState, task: str, directory: Path) -> object: ...
@@ -59,8 +64,18 @@ class _Dropped(Exception):
 
 
 @dataclass(frozen=True)
+class Divergence:
+    """A round that this device cannot take part in: its number, the values that it starts from, and why."""
+
+    round: int
+    digests: Digests
+    why: str
+
+
+@dataclass(frozen=True)
 class _Work:
     kind: Literal["round", "finish"]
+    round: int
     digests: Digests
     dropped: threading.Event
     task: "asyncio.Task[StoredState]"
@@ -79,6 +94,9 @@ class Worker:
         self.cache = ComponentCache(config.state_dir / CACHE_DIRECTORY)
         self.trainer: Trainer | None = None
         self.progress = Progress()
+        self.divergence: Divergence | None = None
+        """Of the last round that diverged. The same values would lead to the same end again."""
+        self._notes: list[str] = []
         self._work: _Work | None = None
         self._recent: list[set[str]] = []
 
@@ -109,15 +127,16 @@ class Worker:
     def start_round(self, round_number: int, digests: Digests) -> None:
         """Start a round of stage 1; the cache must hold ``digests``."""
         self.show(phase="training", round=round_number)
-        self._start("round", digests, lambda report: self._do_round(round_number, digests, report))
+        self._start("round", round_number, digests, lambda report: self._do_round(round_number, digests, report))
 
     def start_finish(self, digests: Digests) -> None:
         """Start stage 2, with the results and the exports; the cache must hold ``digests``."""
         self.show(phase="training")
-        self._start("finish", digests, lambda report: self._do_finish(digests, report))
+        self._start("finish", -1, digests, lambda report: self._do_finish(digests, report))
 
     def collect(self) -> bool:
-        """Take over the state of work that has ended; whether there was any. Raises TapError if the work failed."""
+        """Take over the state of work that has ended; whether there was any. Raises TapError if the work failed, but
+        for a round that diverged: that changes no state, see ``divergence``."""
         work = self._work
         if work is None or not work.task.done():
             return False
@@ -126,7 +145,20 @@ class Worker:
             self.state = work.task.result()
         except _Dropped:
             return False
+        except Diverged as error:
+            if work.kind == "finish":
+                raise
+            self.divergence = Divergence(work.round, work.digests, str(error))
+            self._notes.append(
+                f"round {work.round + 1}: {error}; this device sits the round out, keeps the models that it had, and "
+                "waits for the next"
+            )
         return True
+
+    def take_notes(self) -> list[str]:
+        """What the user should hear of, since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
 
     async def drop(self) -> None:
         """End the work under way; a result that is committed in spite of that counts."""
@@ -142,7 +174,11 @@ class Worker:
         self.progress = replace(self.progress, **changes)
 
     def _start(
-        self, kind: Literal["round", "finish"], digests: Digests, do: Callable[[OnProgress], StoredState]
+        self,
+        kind: Literal["round", "finish"],
+        round_number: int,
+        digests: Digests,
+        do: Callable[[OnProgress], StoredState],
     ) -> None:
         assert self._work is None
         pending = set() if self.state is None or self.state.pending is None else set(self.state.pending.blobs)
@@ -156,7 +192,7 @@ class Worker:
             self.show(phase=phase, step=step, steps=steps)
 
         task = asyncio.ensure_future(asyncio.to_thread(do, on_progress))
-        self._work = _Work(kind, digests, dropped, task)
+        self._work = _Work(kind, round_number, digests, dropped, task)
 
     # --- in the worker thread
 
@@ -172,9 +208,16 @@ class Worker:
         return state
 
     def _do_finish(self, digests: Digests, on_progress: OnProgress) -> StoredState:
-        """The commit comes last: a finished state has its results and exports, and stage 2 runs once on stage 1's."""
+        """The commit comes last: a finished state has its results and exports, and stage 2 runs once on stage 1's.
+
+        If stage 2 diverges, the personal models of stage 1 are the result: they are finite, and better than none."""
         assert self.trainer is not None
-        state, results, samples = self.trainer.finish(self._received(digests), self.state, on_progress)
+        received = self._received(digests)
+        try:
+            state, results, samples = self.trainer.finish(received, self.state, on_progress)
+        except Diverged as error:
+            state, results, samples = self.trainer.finish(received, self.state, on_progress, distilling=False)
+            self._notes.append(f"stage 2: {error}; the personal models of stage 1 are kept as the result")
         names = sorted(self.trainer.examples)
         for step, name in enumerate(names):
             on_progress("export", step, len(names))

@@ -4,6 +4,7 @@
 ProtocolError
 ├── LocalProtocolError    this side was about to break the protocol: a bug of ours; nothing was sent
 └── RemoteProtocolError   the peer broke the protocol; close the connection with `close_code`
+    └── NotFinite         tensors of the right form hold a value that is no finite number
 ```
 
 These are the only errors of the package that its callers must expect. It knows no sockets: the close codes are numbers
@@ -41,6 +42,10 @@ class RemoteProtocolError(ProtocolError):
     def __init__(self, why: str, close_code: int = PROTOCOL_VIOLATION) -> None:
         super().__init__(one_line(why)[:300])
         self.close_code = close_code
+
+
+class NotFinite(RemoteProtocolError):
+    """Tensors of the right names and shapes hold a value that is infinite or no number."""
 
 
 def one_line(text: str) -> str:

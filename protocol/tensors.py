@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from protocol.errors import INVALID_DATA, TOO_BIG, LocalProtocolError, RemoteProtocolError
+from protocol.errors import INVALID_DATA, TOO_BIG, LocalProtocolError, NotFinite, RemoteProtocolError
 
 DTYPES: dict[str, "np.dtype[Any]"] = {
     "float32": np.dtype(np.float32),
@@ -82,7 +82,8 @@ def decode_tensors(
     """The tensors of component `name` in `data`, as read-only arrays that share its memory.
 
     Strict: exactly the tensors of `shapes`, with these shapes and `dtype` (a key of DTYPES), laid out without gap or
-    overlap, every value finite. Raises RemoteProtocolError otherwise, before anything of a declared size is allocated.
+    overlap, every value finite. Raises RemoteProtocolError otherwise (NotFinite if it is only for a value), before
+    anything of a declared size is allocated.
     """
     data = memoryview(data).toreadonly().cast("B")
     header_size = _checked_header_size(name, data, shapes, dtype)
@@ -101,7 +102,7 @@ def decode_tensors(
         end_of_last += count * item.itemsize
         array = np.frombuffer(data, item, count, _LENGTH_BYTES + header_size + starts[tensor])
         if not _is_finite(array):
-            raise _invalid(name, f"tensor {tensor!r} has a value that is not finite")
+            raise NotFinite(f"{name}: tensor {tensor!r} has a value that is not finite", INVALID_DATA)
         tensors[tensor] = array.reshape(shapes[tensor])
     return ComponentTensors(name, {tensor: tensors[tensor] for tensor in sorted(tensors)})
 

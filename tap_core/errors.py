@@ -7,6 +7,10 @@ class TapError(Exception):
     exit_code = 1
 
 
+class Diverged(TapError):
+    """Training left the finite numbers, by what it was given or by its settings: its result is of no use."""
+
+
 class UsageError(TapError):
     """A configuration, a file or an argument is wrong: mend it and run again (exit code 2)."""
 

@@ -134,7 +134,7 @@ class Participant:
     ) -> RoundOutcome:
         """Steps 1 to 5 of a round of stage 1. ``received``: the global value of each owned component.
 
-        Raises ValueError if ``received`` is not exactly the owned components, TapError if training diverges; the state
+        Raises ValueError if ``received`` is not exactly the owned components, Diverged if training does; the state
         that was passed in is then still good.
         """
         began = time.monotonic()
@@ -182,10 +182,18 @@ class Participant:
             after, update, RoundReport(round_number, federated_loss, personal_loss, triggered, replaced, seconds)
         )
 
-    def finish(self, received: Tensors, state: DeviceState, on_progress: Progress | None = None) -> FinishOutcome:
+    def finish(
+        self,
+        received: Tensors,
+        state: DeviceState,
+        on_progress: Progress | None = None,
+        *,
+        distilling: bool = True,
+    ) -> FinishOutcome:
         """Stage 2 and the measurements on the test split. ``received``: the final global components.
 
-        A device that was never sampled starts from the global components.
+        A device that was never sampled starts from the global components. Without ``distilling`` the personal set stays
+        that of stage 1. Raises Diverged if stage 2 does; the state that was passed in is then still good.
         """
         accelerator = make_accelerator(self.runtime, self.config.training.accumulation)
         self.model.to(accelerator.device)
@@ -202,7 +210,8 @@ class Participant:
             return {t.name: samples(self.model, which, t, shown[t.name], accelerator) for t in measured}
 
         federated, federated_outputs, stage1 = scores("federated"), outputs("federated"), scores("personal")
-        distil(self.model, self._train_data, self.config, self.device, accelerator, on_progress)
+        if distilling:
+            distil(self.model, self._train_data, self.config, self.device, accelerator, on_progress)
         personal, personal_outputs = scores("personal"), outputs("personal")
         results = {
             task.name: TaskResult(

@@ -16,7 +16,7 @@ from torch import Tensor
 from tap_core.adapters import ParameterSet
 from tap_core.config import Settings, TrainingConfig
 from tap_core.data import Example, TaskBatch, mixed_batches
-from tap_core.errors import TapError, UsageError
+from tap_core.errors import Diverged, UsageError
 from tap_core.model import TapModel
 from tap_core.objectives import losses
 from tap_core.optimizer import BETAS, EPSILON
@@ -79,7 +79,7 @@ def train(
 
     ``data``: training examples by task. Each step minimises the sum over tasks of the mean loss per example. The
     optimizer is AdamW, made anew for the phase. Equal seeds on equal machines give equal bits in float32 on a CPU.
-    Raises TapError if a loss stops being finite; the parameter set is then of no use.
+    Raises Diverged if a loss stops being finite; the parameter set is then of no use.
     """
     torch.manual_seed(phase.seed)
     model.train()
@@ -116,7 +116,7 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad()
         if not all(math.isfinite(total) for total in totals.values()):
-            raise TapError(
+            raise Diverged(
                 f"training diverged in step {step + 1} of {phase.name} (loss is not finite); lower the learning rate"
             )
         if on_progress is not None:

@@ -18,6 +18,7 @@ from protocol.messages import (
     Accepted,
     Bye,
     ComponentRef,
+    Decline,
     Done,
     Fetch,
     Finish,
@@ -83,6 +84,9 @@ class FakeCoordinator:
         self.cuts: list[str] = []
         self.refuse: Refuse | None = None
         self.reject_round: int | None = None
+        self.declined: list[Decline] = []
+        self.after_decline: dict[str, bytes] | None = None
+        """The next round's values, if the device declines; None asks for the same round again."""
         self.goodbyes: list[str] = []
         """Codes with which the next conversations end at once."""
         self.round = 0
@@ -201,6 +205,11 @@ class FakeCoordinator:
                             for chunk in session.send_blob(digest, by_digest[digest], offset):
                                 await transmit(chunk)
                                 await cut("chunk out")
+                    case Decline():
+                        self.declined.append(event)
+                        if self.after_decline is not None and len(self.declined) > 1:
+                            self.blobs, self.round = dict(self.after_decline), self.round + 1
+                        await assign()
                     case Update():
                         update = event
                         wanted = {ref.digest: ref.size for ref in event.components}

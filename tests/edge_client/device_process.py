@@ -62,7 +62,7 @@ class LightTrainer:
         report = {"round": round_number, "federated_loss": loss, "personal_loss": loss, "replaced": {"topic": True}}
         return StoredState(round_number, False, personal, loss, loss, pending), report
 
-    def finish(self, received, stored, on_progress):
+    def finish(self, received, stored, on_progress, *, distilling=True):
         self.calls.append("finish")
         self._steps(on_progress)
         return stored, {"topic": {"personal": float(len(received))}}, {"topic": []}

@@ -14,7 +14,7 @@ from edge_client import connection, token_file
 from edge_client.journal import read_rounds
 from edge_client.private_store import PrivateStore
 from protocol.messages import Refuse
-from tap_core.errors import TapError, UsageError
+from tap_core.errors import Diverged, TapError, UsageError
 
 
 def run(coordinator, client_toml, module, *, trainer=None, **settings):
@@ -97,6 +97,79 @@ def test_a_cut_at_any_moment_changes_nothing(coordinator, client_toml, device_pr
     assert coordinator.accepted == expected and coordinator.done
     assert trainer.calls == [0, 1, 2, "finish"]
     assert sum("retrying" in line for line in lines) >= 1
+
+
+class Fragile:
+    """A trainer that diverges on poisoned values, and in stage 2 if it is told to."""
+
+    POISON = b"poisonpoisonpois"
+
+    def __init__(self, light, *, stage_2=False):
+        self.light, self.stage_2, self.finishes = light, stage_2, []
+        self.examples, self.components, self.calls, self.export = light.examples, light.components, [], light.export
+
+    def take_part(self, number, received, stored, on_progress):
+        self.calls.append(number)
+        if any(self.POISON in data for data in received.values()):
+            raise Diverged("training diverged (loss is not finite)")
+        return self.light.take_part(number, received, stored, on_progress)
+
+    def finish(self, received, stored, on_progress, *, distilling=True):
+        self.finishes.append(distilling)
+        if distilling and self.stage_2:
+            raise Diverged("training diverged in step 1 of student (loss is not finite)")
+        return self.light.finish(received, stored, on_progress)
+
+
+@pytest.mark.parametrize("cuts", [[], ["decline"], ["decline", "decline", "hello"]])
+def test_a_device_that_diverges_declines_waits_and_takes_part_later(
+    coordinator, client_toml, device_process, tmp_path, cuts
+):
+    """It exited, and with it every honest device of a federation whose values one of them had poisoned."""
+    good = dict(coordinator.blobs)
+    coordinator.blobs = {name: data[:-16] + Fragile.POISON for name, data in good.items()}
+    coordinator.after_decline, coordinator.cuts = good, list(cuts)
+    trainer = Fragile(device_process.LightTrainer())
+    _, lines = run(coordinator, client_toml, device_process, trainer=trainer)
+    assert coordinator.done and coordinator.cuts == []
+    assert [(no.round, no.code) for no in coordinator.declined] == [(0, "diverged")] * 2
+    assert coordinator.declined[0].why == "training diverged (loss is not finite)"
+    assert trainer.calls == [0, 1, 2]  # asked for round 1 again with the same values, it does not train in vain
+    assert set(coordinator.accepted) == {1, 2}
+    said = [line for line in lines if "diverged" in line]
+    assert len(said) == 1 and said[0].startswith("round 1: ") and "waits for the next" in said[0]
+    assert [report["round"] for report in read_rounds(tmp_path / "state")] == [1, 2]
+
+
+def test_a_round_that_diverges_leaves_the_models_of_before(coordinator, client_toml, device_process, tmp_path):
+    light = device_process.LightTrainer()
+    poisoned, good = {}, {}
+
+    class Late(Fragile):
+        def take_part(self, number, received, stored, on_progress):
+            if number == 1 and not poisoned:
+                poisoned.update(received)
+                good["state"] = stored
+                raise Diverged("training diverged")
+            assert number != 1
+            before = stored.personal.for_training() if stored else None
+            assert number != 2 or before == good["state"].personal.for_training()
+            return self.light.take_part(number, received, stored, on_progress)
+
+    coordinator.after_decline = dict(coordinator.blobs)
+    run(coordinator, client_toml, device_process, trainer=Late(light))
+    assert light.calls == [0, 2, "finish"] and set(coordinator.accepted) == {0, 2}
+
+
+def test_if_stage_2_diverges_the_personal_models_of_stage_1_are_the_result(
+    coordinator, client_toml, device_process, tmp_path
+):
+    trainer = Fragile(device_process.LightTrainer(), stage_2=True)
+    _, lines = run(coordinator, client_toml, device_process, trainer=trainer)
+    assert trainer.finishes == [True, False] and coordinator.done
+    assert len(lines) == 1 and lines[0].startswith("stage 2: training diverged in step 1 of student")
+    assert "the personal models of stage 1 are kept" in lines[0]
+    assert load_state(tmp_path).finished and (tmp_path / "state" / "export" / "topic" / "task.json").exists()
 
 
 def test_training_goes_on_while_the_coordinator_is_away(coordinator, client_toml, device_process):

@@ -1,6 +1,7 @@
 """The real participant behind bytes: a federation of two tasks on the miniature foundation."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ from edge_client.config import load_client_config
 from edge_client.private_store import PersonalTensors, PrivateStore, StateError, StoredState
 from edge_client.trainer import LocalTrainer, build_trainer
 from protocol.tensors import ComponentTensors, decode_tensors, digest_of, encode_tensors
-from tap_core.errors import TapError
+from tap_core.errors import Diverged, TapError
 from tap_core.foundation import load_foundation
 from tap_core.model import build_model
-from tap_core.participant import DeviceState, RoundOutcome, Update
+from tap_core.participant import WIRE_DTYPES, DeviceState, FinishOutcome, RoundOutcome, Update
 
 TASKS = ("colour", "letters")
 
@@ -161,8 +162,65 @@ def test_values_that_overflow_the_wire_are_not_sent(trainer, received, monkeypat
             return RoundOutcome(state, Update(number, dict.fromkeys(tensors, 1), infinite), None)
 
     monkeypatch.setattr(trainer, "_participant", Overflowing())
-    with pytest.raises(TapError, match=r"training diverged, and nothing was sent .*lower training\.learning_rate"):
+    with pytest.raises(Diverged, match=r"training diverged, and nothing was sent .*lower training\.learning_rate"):
         trainer.take_part(0, received, None, ignore)
+
+
+def poisoned(received, settings, value):
+    """The components with every value replaced by one."""
+    model = build_model(settings, settings.tasks_named(TASKS), load_foundation(settings.foundation))
+    groups = model.state("federated").items()
+    dtype = WIRE_DTYPES[settings.wire.dtype]
+    full = {name: {k: np.full_like(v, value).astype(dtype) for k, v in group.items()} for name, group in groups}
+    return {name: encode_tensors(ComponentTensors(name, tensors)) for name, tensors in full.items()}
+
+
+def test_poisoned_values_make_a_round_diverge_and_the_next_one_is_as_if_it_had_not_been(
+    trainer, received, after_a_round, settings
+):
+    state, _ = after_a_round
+    with pytest.raises(Diverged, match="training diverged in step 1 of federated"):
+        trainer.take_part(1, poisoned(received, settings, 3e38), state, ignore)
+    again, _ = trainer.take_part(0, received, None, ignore)
+    assert again.pending == state.pending
+
+
+def test_a_received_value_that_is_not_finite_is_divergence_and_no_misfit(trainer, received):
+    data = received["decoder/colour"]
+    with pytest.raises(Diverged, match="decoder/colour: tensor .* has a value that is not finite"):
+        trainer.take_part(0, {**received, "decoder/colour": data[:-2] + b"\x80\x7f"}, None, ignore)
+
+
+def test_personal_values_that_are_not_finite_are_divergence(trainer, received, after_a_round, monkeypatch):
+    state, _ = after_a_round
+    broken = {"decoder/colour": {"w": np.array([1, np.nan], np.float32)}}
+
+    class Broken:
+        def take_part(self, number, tensors, state, on_progress):
+            return RoundOutcome(replace(state, personal=broken), Update(number, {}, {}), None)
+
+        def finish(self, tensors, state, on_progress, *, distilling):
+            return FinishOutcome(replace(state, personal=broken), {})
+
+    monkeypatch.setattr(trainer, "_participant", Broken())
+    for work in (
+        lambda: trainer.take_part(1, received, state, ignore),
+        lambda: trainer.finish(received, state, ignore),
+    ):
+        with pytest.raises(Diverged, match="the personal decoder/colour has values that are not finite"):
+            work()
+
+
+def test_stage_2_that_diverges_can_be_left_out(trainer, received, after_a_round, settings):
+    """The final global values are poisoned: the personal models are those of stage 1, to the bit."""
+    state, _ = after_a_round
+    bad = poisoned(received, settings, 3e38)
+    with pytest.raises(Diverged, match="of teacher"):
+        trainer.finish(bad, state, ignore)
+    final, results, _ = trainer.finish(bad, state, ignore, distilling=False)
+    kept, before = final.personal.for_training(), state.personal.for_training()
+    assert all(np.array_equal(kept[c][n], a) for c, g in before.items() for n, a in g.items())
+    assert results["colour"]["personal"] == results["colour"]["stage1"]
 
 
 def test_progress_may_end_the_work(trainer, received):
