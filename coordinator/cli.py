@@ -18,6 +18,7 @@ import typer
 from coordinator import cli_operators
 from coordinator.audit import clock, entries, user_of_the_host
 from coordinator.cli_common import AsJson, Database, Directory, opened_store, require_name, secret_written, show_secret
+from coordinator.cohorts import tasks_by_device, warning
 from coordinator.config import ServiceSettings, StatePaths, load_settings
 from coordinator.durations import seconds_of
 from coordinator.identity import new_code, new_token, token_digest
@@ -129,6 +130,10 @@ def enroll(
             code_expires_at=now + seconds_of(code_expires, "--code-expires") if code else None,
             actor=user_of_the_host(),
         )
+        config = load_manifest(directory).config
+        single = warning(config, tasks_by_device(config, store.registry.all(), now))
+    if single is not None:
+        typer.echo(f"warning: {single}", err=True)
     show_secret({"device": device}, kind, secret, token_file, as_json)
 
 

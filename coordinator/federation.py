@@ -21,6 +21,7 @@ import structlog
 from coordinator import audit, events, standing
 from coordinator.blobs import ROUND, BlobError, BlobStore
 from coordinator.checks import Membership
+from coordinator.cohorts import Watch
 from coordinator.combine import combine
 from coordinator.forms import Form
 from coordinator.metrics import Metrics
@@ -87,7 +88,7 @@ class Federation:
         self._opened = time.monotonic()
         self._listeners: list[Callable[[], None]] = []
         self._removed_listeners: list[Callable[[str, str | None], None]] = []
-        self._work = Supervisor()
+        self._work, self._cohorts = Supervisor(), Watch(manifest.config)
         patience = Patience(metrics.retries.inc)
         self._surely, self._until_it_works = patience.surely, patience.until_it_works
         self.tokens = Tokens(lambda: store.registry.enrolments(time.time()), self._expel)
@@ -138,6 +139,7 @@ class Federation:
             reported = sorted(history.reported)
             log.info("round goes on", round=history.round, sampled=list(history.sampled), reported=reported)
         await self._perform(actions)
+        await self._look_for_single_owners()
         await self._check_ended()
         self._work.spawn(self._watch_deadline())
         self._work.spawn(self._watch_operator())
@@ -163,8 +165,15 @@ class Federation:
 
     async def join(self, device: str, membership: Membership) -> None:
         """The device introduced itself."""
+        is_new = device not in self.machine.members
         await asyncio.to_thread(self.store.registry.register, device, membership.tasks, membership.owned, time.time())
         await self._handle(events.Joined(device))
+        if is_new:
+            await self._look_for_single_owners()
+
+    async def _look_for_single_owners(self) -> None:
+        if news := self._cohorts.news(await asyncio.to_thread(self.store.registry.all), time.time()):
+            log.warning("single owners", why=news)
 
     async def leave(self, device: str) -> None:
         """The device's connection is gone."""
@@ -219,8 +228,7 @@ class Federation:
                 await self._surely(self.store.strike, number, attempt, device)
                 await self._perform(machine.handle(events.Rejected(number, device), time.monotonic()))
                 if device in machine.barred:
-                    mend = f"tap-coordinator enroll {device} DIR --renew"
-                    log.warning("device barred", device=device, strikes=machine.strikes[device], mend=mend)
+                    log.warning("device barred", device=device, mend=f"tap-coordinator enroll {device} DIR --renew")
 
     async def decline(self, device: str, number: int, code: str, why: str) -> None:
         """Go on without the device in this attempt: it says that it cannot take part."""
@@ -324,9 +332,8 @@ class Federation:
         """Returns the digests that nothing refers to any more. No round is open now: an update that comes in will be
         rejected, so none of them can gain a reference meanwhile."""
         self.blobs.seal(ROUND, (version.digest for version in new.values()))
-        who = {"contributors": action.contributors, "missing": action.missing}
-        who |= {"away": action.away, "late": action.late}
-        self.store.commit_round(action.round, action.attempt, new, **who, at=time.time())
+        who = {"contributors": action.contributors, "missing": action.missing, "away": action.away}
+        self.store.commit_round(action.round, action.attempt, new, **who, late=action.late, at=time.time())
         self.blobs.drop_all()
         keep, before = self.manifest.config.rounds.keep_versions, self._kept
         self._kept = {
