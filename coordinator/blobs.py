@@ -154,7 +154,7 @@ class BlobStore:
     def drop(self, owner: str, *, keep: Collection[str] = ()) -> None:
         """Remove what the owner has staged, but for the blobs of ``keep``. Sealed blobs stay."""
         with contextlib.suppress(FileNotFoundError):
-            for path in self._place(owner).iterdir():
+            for path in self.place_of(owner).iterdir():
                 if path.suffix != WRITING and path.name.partition(".")[0] not in keep:
                     path.unlink(missing_ok=True)
 
@@ -300,13 +300,14 @@ class BlobStore:
     def _sealed(self, digest: str) -> Path:
         return self.directory / digest
 
-    def _place(self, owner: str) -> Path:
+    def place_of(self, owner: str) -> Path:
+        """Where the owner's staged blobs are."""
         if not _OWNER.match(owner):
             raise ValueError(f"{owner!r} is no name of an owner")
         return self._incoming / owner
 
     def _staged(self, owner: str, digest: str) -> Path:
-        return self._place(owner) / digest
+        return self.place_of(owner) / digest
 
     def _missing(self, digest: str) -> MissingBlob:
         return MissingBlob(f"blob {digest} is missing; see: tap-coordinator verify DIR", digest)

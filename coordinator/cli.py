@@ -61,6 +61,7 @@ def serve(
     tls_client_ca: Annotated[str | None, typer.Option(help=_help("tls_client_ca"))] = None,
     wait_for_database: Annotated[float | None, typer.Option(help=_help("wait_for_database"))] = None,
     max_connections: Annotated[int | None, typer.Option(help=_help("max_connections"))] = None,
+    transfer_memory: Annotated[int | None, typer.Option(help=_help("transfer_memory"))] = None,
     threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
     log_level: Annotated[str | None, typer.Option(help=_help("log_level"))] = None,
     exit_when_done: Annotated[bool, typer.Option(help="Exit when every enrolled device is done.")] = False,
@@ -74,6 +75,7 @@ def serve(
         "http_host": http_host,
         "http_port": http_port,
         "database": database,
+        "transfer_memory": transfer_memory,
     }
     given |= {"http_allowed_hosts": ",".join(http_allowed_host) if http_allowed_host else None}
     given |= {"tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca}

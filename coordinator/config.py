@@ -45,6 +45,9 @@ class ServiceSettings(BaseSettings):
     max_connections: int = Field(
         default=0, ge=0, le=1_000_000, description="Connections of devices at a time; 0 for what open files allow."
     )
+    transfer_memory: int = Field(
+        default=256, ge=16, le=1_000_000, description="Megabytes (MiB) in memory of all transfers together."
+    )
     threads: int = Field(default=0, ge=0, le=256, description="Aggregation threads; 0 for one per core, 4 at most.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
 

@@ -19,6 +19,7 @@ from coordinator.federation import Federation, Finishing, Training
 from coordinator.limits import Bucket
 from coordinator.link import Gone, Link, Peer
 from coordinator.store import Version
+from coordinator.transfers import Budget, Holding, left_behind, put_away, take_up
 from coordinator.uploads import Upload
 from protocol.errors import RemoteProtocolError
 from protocol.messages import (
@@ -58,8 +59,19 @@ LARGE_MESSAGE = 512 * 1024
 log = structlog.get_logger("coordinator.conversation")
 
 
+SENT_AT_ONCE = 2 * 1024 * 1024
+"""Bytes of small blobs that are read and sent together."""
+
+STALL_SECONDS = 60.0
+LEAST_PROGRESS = 64 * 1024
+"""Bytes that must arrive within STALL_SECONDS while an upload holds memory."""
+
 Background = Callable[[Coroutine[Any, Any, None]], None]
 """Runs work that nobody waits for."""
+
+
+class Stalled(Exception):
+    """The device was asked for a blob and sends next to nothing."""
 
 
 class TooOften(Exception):
@@ -69,8 +81,11 @@ class TooOften(Exception):
 class Conversation:
     """One connection of one device, from its hello to its end."""
 
-    def __init__(self, federation: Federation, link: Link, peer: Peer, token: str, background: Background):
-        """``token``: the digest of the one in the handshake."""
+    def __init__(
+        self, federation: Federation, link: Link, peer: Peer, token: str, background: Background, budget: Budget
+    ):
+        """``token``: the digest of the one in the handshake. ``budget``: bytes in memory of all transfers."""
+        self._budget, self._holding, self._asking = budget, Holding(budget), asyncio.Queue[tuple[Upload, str, int]]()
         self.federation, self.link, self.peer, self.token = federation, link, peer, token
         self.session = Session("coordinator", partial=link.partial)
         self.wake = asyncio.Event()
@@ -81,6 +96,8 @@ class Conversation:
         self._sending = asyncio.Lock()
         self._over = False
         self._completed = False
+        self._parts: set[str] = set()
+        self._received_before, self._looked_at = 0, time.monotonic()  # when the device was last seen to get on
         self._background = background
         self._beats = Bucket(HEARTBEATS_AT_ONCE, HEARTBEATS_A_SECOND, time.monotonic())
         self._log = log.bind(device=link.device)
@@ -103,10 +120,14 @@ class Conversation:
     async def _talk(self) -> None:
         try:
             if await self._greet():
-                await self._first_to_end(self._listen(), self._offer(), self._send_fetched())
+                works = (self._listen(), self._offer(), self._send_fetched(), self._ask(), self._watch_progress())
+                await self._first_to_end(*works)
         except RemoteProtocolError as error:
             self._log.warning("protocol error", why=str(error), close_code=error.close_code)
             await self._hang_up(error.close_code, str(error)[:100])
+        except Stalled:
+            self._log.warning("an upload stands still", seconds=STALL_SECONDS)
+            await self._hang_up(1008, f"an upload made no progress in {STALL_SECONDS:g} s; connect again")
         except TooOften as error:
             self._log.warning("too often", what=str(error))
             await self._hang_up(1008, f"too many {error}")
@@ -144,6 +165,13 @@ class Conversation:
     async def _leave(self) -> None:
         self._over = True
         self.session.connection_lost()
+        self._holding.end()
+        if self.link.conversation is self and self.link.partial:
+            partial, self.link.partial = self.link.partial, {}
+            try:
+                await asyncio.to_thread(put_away, self.federation.blobs, self.link.device, partial, time.time())
+            except Exception as error:  # the same boundary; the device sends it again
+                self._log.error("cannot keep part of an upload", error=f"{type(error).__name__}: {error}")
         if self.link.conversation is self:
             self.link.conversation = None
             self.link.phase, self.link.step, self.link.steps = "", 0, 0
@@ -232,15 +260,18 @@ class Conversation:
 
     async def _send_blobs(self, fetch: Fetch) -> None:
         asked = list(zip(fetch.digests, fetch.offsets, strict=True))
+        sizes = {version.digest: version.size for version in self.federation.versions.values()}
         while asked:
-            try:
-                some = await asyncio.to_thread(self.federation.blobs.get_some, [digest for digest, _ in asked])
-            except BlobError:
-                self.federation.repair()
-                raise
-            for (digest, offset), data in zip(asked, some, strict=False):
-                await self._send_blob(digest, offset, data)
-            del asked[: len(some)]
+            async with self._budget.hold(max(SENT_AT_ONCE, sizes.get(asked[0][0], 0))):
+                try:
+                    digests = [digest for digest, _ in asked]
+                    some = await asyncio.to_thread(self.federation.blobs.get_some, digests, SENT_AT_ONCE)
+                except BlobError:
+                    self.federation.repair()
+                    raise
+                for (digest, offset), data in zip(asked, some, strict=False):
+                    await self._send_blob(digest, offset, data)
+                del asked[: len(some)]
 
     async def _send_blob(self, digest: str, offset: int, data: bytes) -> None:
         chunks = self.session.send_blob(digest, data, offset)
@@ -303,15 +334,49 @@ class Conversation:
             await self._reject(update.round, Unacceptable("late", "the round is over or goes on without it"))
         else:
             try:
-                self._upload = Upload(update, self.membership, self._sent, self.federation, self.link.device)
+                self._upload = Upload(
+                    update, self.membership, self._sent, self.federation, self.link.device, self._holding.give
+                )
             except Unacceptable as error:
                 await self._reject(update.round, error)
                 return
             staged = self.federation.blobs.drop  # a disk does not fill with broken uploads
             await asyncio.to_thread(staged, self.link.device, keep=self._upload.digests)
+            self._parts = await asyncio.to_thread(left_behind, self.federation.blobs, self.link.device)
+            self._received_before, self._looked_at = self.link.bytes_received, time.monotonic()
             for digest, size in await self._upload.lacking():
-                await self._send(Want(digest=digest, offset=self.session.expect(digest, size)))
+                self._asking.put_nowait((self._upload, digest, size))
             await self._end_upload()
+
+    async def _ask(self) -> None:
+        """Beside the listening: ask for the blobs of an update, each once there is memory for it."""
+        while True:
+            upload, digest, size = await self._asking.get()
+            if not self._holding.has_room(size):
+                upload.eager = True  # what has arrived must not wait for more, which waits for its memory
+                await upload.flush()
+            await self._holding.take(digest, size)
+            upload.eager = False
+            if self._upload is upload and digest in self._parts and digest not in self.link.partial:
+                part = await asyncio.to_thread(take_up, self.federation.blobs, self.link.device, digest, size)
+                if part is not None:
+                    self.link.partial[digest] = part
+            async with self._sending:
+                if self._upload is upload and self.session.state == "reporting":
+                    want = Want(digest=digest, offset=self.session.expect(digest, size))
+                    await self._transmit(self.session.send(want))
+                else:  # it was rejected meanwhile
+                    self._holding.give([digest])
+
+    async def _watch_progress(self) -> None:
+        """Memory that a device holds and does not use is another's: an upload that stands still ends the connection."""
+        while True:
+            await asyncio.sleep(STALL_SECONDS / 4)
+            received = self.link.bytes_received
+            if self._holding.is_empty or received - self._received_before >= LEAST_PROGRESS:
+                self._received_before, self._looked_at = received, time.monotonic()
+            elif time.monotonic() - self._looked_at >= STALL_SECONDS:
+                raise Stalled
 
     async def _end_upload(self) -> None:
         """Once every blob is there: make the update count, and say so."""

@@ -23,10 +23,14 @@ from coordinator.federation import Federation
 from coordinator.gate import ACCEPTED_AT_ONCE, HANDSHAKE_SECONDS, Door, Gate, caps_within
 from coordinator.link import Gone, Link
 from coordinator.standing import device_facts
+from coordinator.transfers import Budget
 from protocol.messages import MAX_MESSAGE, SUBPROTOCOL
 
 MOST_CONNECTIONS = 1024
 """Connections to a device plane that was not given a number."""
+
+TRANSFER_MEMORY = 256 * 1024 * 1024
+"""Bytes in memory of all transfers of a device plane that was not given a number."""
 
 WAITING_PER_TOKEN = 4
 """Connections of one token that may be open without a welcome; one more, and the oldest of them is cut."""
@@ -86,8 +90,12 @@ class WebSocketPeer:
 class DevicePlane:
     """The server that devices connect to."""
 
-    def __init__(self, federation: Federation, *, connections: int = MOST_CONNECTIONS):
-        """``connections``: how many may be open at a time, those without a token included."""
+    def __init__(
+        self, federation: Federation, *, connections: int = MOST_CONNECTIONS, transfer_memory: int = TRANSFER_MEMORY
+    ):
+        """``connections``: how many may be open at a time, those without a token included. ``transfer_memory``: bytes
+        in memory of all transfers together."""
+        self._budget = Budget(transfer_memory)
         self.federation = federation
         self.links: dict[str, Link] = {}
         self._desk = EnrolmentDesk(federation.store)
@@ -186,7 +194,7 @@ class DevicePlane:
         if len(waiting) > WAITING_PER_TOKEN:
             waiting.pop(0).abort()
         try:
-            await Conversation(self.federation, link, peer, admitted.token, self._run).run()
+            await Conversation(self.federation, link, peer, admitted.token, self._run, self._budget).run()
         finally:
             if peer in waiting:
                 waiting.remove(peer)

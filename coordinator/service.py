@@ -139,7 +139,7 @@ def connections_of(settings: ServiceSettings) -> tuple[int, int]:
 async def _serve(federation: Federation, settings: ServiceSettings, paths: StatePaths, exit_when_done: bool) -> None:
     connections, http_connections = connections_of(settings)
     certificates = _certificates(settings)
-    plane = DevicePlane(federation, connections=connections)
+    plane = DevicePlane(federation, connections=connections, transfer_memory=settings.transfer_memory * 1024 * 1024)
     local_token = new_token(OPERATOR)  # for `tap-coordinator status`: whoever may read the state directory may ask
     registry = OperatorRegistry(federation.store.engine, federation.store.federation)
     access = OperatorAccess(registry, token_digest(local_token))

@@ -27,18 +27,27 @@ class Upload:
     """An update whose blobs are coming in. Raises Unacceptable if it is refused for what it says of itself."""
 
     def __init__(
-        self, update: Update, membership: Membership, sent: Mapping[str, Version], federation: Federation, device: str
+        self,
+        update: Update,
+        membership: Membership,
+        sent: Mapping[str, Version],
+        federation: Federation,
+        device: str,
+        left: Callable[[list[str]], None],
     ):
-        """``sent``: the versions that the device was asked to train from."""
+        """``sent``: the versions that the device was asked to train from. ``left``: told which blobs have left the
+        memory."""
         self.update = update
         self._claimed = check_update(update, membership, federation.forms)
         self._forms, self._blobs, self._device = federation.forms, federation.blobs, device
-        self._federation, self._sent = federation, sent
+        self._federation, self._sent, self._left = federation, sent, left
         self._norms: dict[str, float] = {}
         self._names: dict[str, list[str]] = {}
         for name, given in sorted(self._claimed.items()):
             self._names.setdefault(given.digest, []).append(name)
         self._missing: set[str] = set(self._names)
+        self.eager = False
+        """Whether each blob is staged as it comes, since somebody waits for its memory."""
         self._waiting: list[tuple[str, bytes]] = []
         self._saves: list[asyncio.Future[None]] = []
         self._slots = asyncio.Semaphore(SAVES_AT_ONCE)
@@ -57,6 +66,9 @@ class Upload:
         """Whether every blob has arrived (perhaps not yet staged: see `settle`)."""
         return not self._missing
 
+    def lacks(self, digest: str) -> bool:
+        return digest in self._missing
+
     async def lacking(self) -> list[tuple[str, int]]:
         """(digest, size) of each blob to ask for. Those that are stored already are only checked."""
         sizes = {given.digest: given.size for given in self._claimed.values()}
@@ -70,9 +82,15 @@ class Upload:
         """Have a blob checked and staged in a thread, small ones together; returns when there is room for another."""
         self._missing.discard(digest)
         self._waiting.append((digest, data))
-        if self.complete or sum(len(data) for _, data in self._waiting) >= BATCH_BYTES:
-            await self._start(self._stage, self._waiting)
-            self._waiting = []
+        if self.complete or self.eager or sum(len(data) for _, data in self._waiting) >= BATCH_BYTES:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Have what has arrived checked and staged, however little it is."""
+        batch, self._waiting = self._waiting, []
+        if batch:
+            save = await self._start(self._stage, batch)
+            save.add_done_callback(lambda _: self._left([digest for digest, _ in batch]))
 
     async def settle(self) -> None:
         """Wait until every blob is staged. Raises Unacceptable if one does not hold its component's tensors."""
@@ -83,11 +101,12 @@ class Upload:
                 self._federation.repair()
             raise
 
-    async def _start(self, work: Callable[[list[Item]], None], items: list[Item]) -> None:
+    async def _start(self, work: Callable[[list[Item]], None], items: list[Item]) -> "asyncio.Future[None]":
         await self._slots.acquire()
         save = asyncio.get_running_loop().run_in_executor(self._blobs.pool, work, items)
         save.add_done_callback(self._release)
         self._saves.append(save)
+        return save
 
     def _release(self, save: "asyncio.Future[None]") -> None:
         self._slots.release()

@@ -46,6 +46,10 @@ class Incoming:
         self._pieces.append(data)
         self._offset += len(data)
 
+    def so_far(self) -> bytes:
+        """What has arrived: the bytes before `offset`."""
+        return b"".join(self._pieces)
+
     def data(self) -> bytes:
         """The whole blob.
 
