@@ -234,6 +234,8 @@ class Agent:
                 self._asked = None
                 self._worker.show(phase="idle")
                 self._say(f"round {event.round + 1}: the update was not counted ({event.code}: {event.why}); going on")
+                if event.code != "late":  # the coordinator asks this device no more until it connects again
+                    raise Disconnected("an update was rejected", reached=True)
             case Bye():
                 if self._done_said and event.code == "done":
                     return True

@@ -83,6 +83,7 @@ class FakeCoordinator:
         self.settings, self.blobs, self.rounds = settings, dict(blobs), rounds
         self.cuts: list[str] = []
         self.refuse: Refuse | None = None
+        self.reject_code = "late"
         self.reject_round: int | None = None
         self.declined: list[Decline] = []
         self.after_decline: dict[str, bytes] | None = None
@@ -164,7 +165,7 @@ class FakeCoordinator:
             await cut("before accepted")
             if self.reject_round == update.round:
                 self.reject_round = None
-                await say(Rejected(round=update.round, code="late", why="the round is closed"))
+                await say(Rejected(round=update.round, code=self.reject_code, why="the round is closed"))
             else:
                 self.accepted[update.round] = {ref.name: arrived[ref.digest] for ref in update.components}
                 self.blobs = dict(self.accepted[update.round])

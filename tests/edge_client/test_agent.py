@@ -235,6 +235,19 @@ def test_a_late_update_is_said_and_life_goes_on(coordinator, client_toml, device
     assert trainer.calls == [0, 1, 2, "finish"]
 
 
+def test_a_device_whose_update_is_rejected_connects_again_and_takes_part_later(
+    coordinator, client_toml, device_process
+):
+    coordinator.reject_round = 1
+    coordinator.reject_code = "norm"
+    trainer, lines = run(coordinator, client_toml, device_process)
+    assert sorted(coordinator.accepted) == [0, 2] and coordinator.done
+    assert lines[0] == "round 2: the update was not counted (norm: the round is closed); going on"
+    assert lines[1].startswith("lost the coordinator") and "(an update was rejected)" in lines[1]
+    assert len([hello for hello in coordinator.hellos if hello.tasks]) == 2
+    assert trainer.calls == [0, 1, 2, "finish"]
+
+
 def test_a_wait_for_a_service_that_stops_for_a_while(coordinator, client_toml, device_process):
     coordinator.goodbyes = ["shutdown", "shutdown"]
     trainer, _ = run(coordinator, client_toml, device_process)
