@@ -98,7 +98,7 @@ def enroll(
     renew: Annotated[bool, typer.Option(help="Replace the token of a device that is enrolled already.")] = False,
     expires: Annotated[str | None, typer.Option(help="Token is void after so long (90d, 12h, 30m); never.")] = None,
     code: Annotated[bool, typer.Option("--code", help="Make a one-time code for tap-client enroll instead.")] = False,
-    code_expires: Annotated[str, typer.Option(help="How long the code may be used.")] = "1h",
+    code_expires: Annotated[str | None, typer.Option(help="How long the code may be used. [default: 1h]")] = None,
     task: Annotated[
         list[str] | None, typer.Option(help="Task that the device may name; repeat it for more. [default: all]")
     ] = None,
@@ -118,6 +118,8 @@ def enroll(
     require_name(device, "device")
     if token_file is not None and token_file.exists() and not renew:
         raise UsageError(f"{token_file} exists and may hold another device's token; give another --token-file")
+    if code_expires is not None and not code:
+        raise UsageError("--code-expires is for a code; add --code, or give a token's end with --expires")
     allowed = _known_tasks(task, load_manifest(directory).config) if task else None
     kind, secret, now = ("code", new_code(), time.time()) if code else ("token", new_token(), time.time())
     with opened_store(directory, database) as (store, _), secret_written(token_file, secret):
@@ -129,7 +131,7 @@ def enroll(
             allowed_tasks=allowed,
             max_examples=max_examples,
             expires_at=now + seconds_of(expires, "--expires") if expires else None,
-            code_expires_at=now + seconds_of(code_expires, "--code-expires") if code else None,
+            code_expires_at=now + seconds_of(code_expires or "1h", "--code-expires") if code else None,
             actor=user_of_the_host(),
         )
         config = load_manifest(directory).config

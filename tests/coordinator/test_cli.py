@@ -29,6 +29,13 @@ def test_enroll_prints_the_token_once_and_stores_its_hash(federation, command):
     assert command("enroll", "one", directory, "--renew").stdout.strip() != token
 
 
+def test_options_of_enroll_that_would_do_something_else_are_refused(federation, command):
+    directory, _ = federation()
+    no_code = command("enroll", "one", directory, "--code-expires", "2h", check=False)
+    assert no_code.returncode == 2 and "add --code" in no_code.stderr and not no_code.stdout
+    assert command("devices", directory).stdout == ""
+
+
 def test_a_token_file_is_private_and_is_left_alone_by_a_refused_enroll(federation, command, tmp_path):
     directory, _ = federation()
     path = tmp_path / "one.token"
