@@ -83,7 +83,8 @@ class Registry:
         actor: str = audit.SERVICE,
     ) -> None:
         """Admit a device, with nothing held against it. Raises UsageError if it is enrolled already, unless ``renew``
-        (its old token is then void) or it was revoked.
+        (its old token is then void) or it was revoked; also if it never was and ``renew`` is given, for a misspelt name
+        must not admit another device.
 
         ``allowed_tasks`` and ``max_examples`` are the bounds of its `Enrolment`. None leaves those of a device that is
         renewed as they are, and gives any other the default. ``expires_at``: when its token becomes void. With
@@ -98,6 +99,9 @@ class Registry:
         bounds["max_examples"] = MAX_EXAMPLES if max_examples is None else max_examples
         with self._engine.begin() as db:
             known = db.execute(select(devices).where(*self._device(device))).one_or_none()
+            if known is None and renew:
+                hint = "leave out --renew to admit it, or see: tap-coordinator devices"
+                raise UsageError(f"device {device!r} was never enrolled; {hint}")
             if known is None:
                 values: dict[str, Any] = {"federation": self._federation, "name": device, **secret, **bounds}
                 db.execute(insert(devices).values(**values, away=0, missed=0, strikes=0))
@@ -119,7 +123,9 @@ class Registry:
         with self._engine.begin() as db:
             where = (*self._device(device), devices.c.revoked_at.is_(None))
             if not db.execute(update(devices).where(*where).values(revoked_at=at)).rowcount:
-                raise UsageError(f"device {device!r} is not enrolled; see: tap-coordinator devices")
+                known = db.execute(select(devices.c.name).where(*self._device(device))).one_or_none()
+                state = "not enrolled" if known is None else "revoked already"
+                raise UsageError(f"device {device!r} is {state}; see: tap-coordinator devices")
             audit.record(db, self._federation, at, actor, "revoke", device)
 
     def all(self) -> list[Device]:

@@ -33,6 +33,8 @@ def test_options_of_enroll_that_would_do_something_else_are_refused(federation, 
     directory, _ = federation()
     no_code = command("enroll", "one", directory, "--code-expires", "2h", check=False)
     assert no_code.returncode == 2 and "add --code" in no_code.stderr and not no_code.stdout
+    misspelt = command("enroll", "one", directory, "--renew", check=False)
+    assert misspelt.returncode == 2 and "never enrolled" in misspelt.stderr
     assert command("devices", directory).stdout == ""
 
 

@@ -80,7 +80,7 @@ def test_a_write_token_pauses_resumes_revokes_and_stops_and_the_audit_log_names_
     until(lambda: service.status()["paused"] is None)
     assert ask(service, "/devices/one/revoke", service.write, method="POST")[0] == 200
     status, _, body = ask(service, "/devices/one/revoke", service.write, method="POST")
-    assert status == 404 and "is not enrolled" in body
+    assert status == 404 and "is revoked already" in body
     (device,) = json.loads(ask(service, "/devices", service.read)[2])
     assert (device["device"], device["state"]) == ("one", "revoked")
     assert ask(service, "/stop", service.write, method="POST")[::2] == (202, '{"stopping":true}')

@@ -125,8 +125,12 @@ def test_devices_are_enrolled_found_by_token_and_revoked(store):
     assert tokens_of(store) == {"a": "2" * 64}
     store.registry.revoke("a", 3.0)
     assert tokens_of(store) == {}
-    with pytest.raises(UsageError, match="not enrolled"):
+    with pytest.raises(UsageError, match="revoked already"):
         store.registry.revoke("a", 4.0)
+    with pytest.raises(UsageError, match="not enrolled"):
+        store.registry.revoke("c", 4.0)
+    with pytest.raises(UsageError, match="never enrolled"):
+        store.registry.enroll("c", "9" * 64, 4.0, renew=True)
     store.registry.enroll("a", "3" * 64, 5.0)
     assert tokens_of(store) == {"a": "3" * 64}
 
