@@ -80,7 +80,7 @@ def load_settings(given: Mapping[str, Any], environment: Mapping[str, str] | Non
     try:
         return ServiceSettings(**chosen)
     except ValidationError as error:
-        raise UsageError(f"setting {explain(error, ServiceSettings)}") from None
+        raise UsageError(f"setting {explain(error, ServiceSettings)}".replace("setting the file: ", "")) from None
 
 
 def check_environment(environment: Mapping[str, str]) -> None:

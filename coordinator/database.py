@@ -72,9 +72,9 @@ def connect(url: str) -> Engine:
     except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(f"database {_without_password(url)!r} is not a usable URL: {_first_line(error)}") from None
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f"database {_without_password(url)!r} needs the module {error.name!r}; pip install 'tap-edge[postgres]'"
-        ) from None
+        is_known = parsed.get_backend_name() in ("postgresql", "sqlite")
+        fix = "pip install 'tap-edge[postgres]'" if is_known else "give a postgresql:// or sqlite:/// URL"
+        raise UsageError(f"database {_without_password(url)!r} needs the module {error.name!r}; {fix}") from None
     except DBAPIError as error:
         reason = _first_line(error.orig or error)
         message = f"cannot open database {_without_password(url)!r}: {reason}"

@@ -53,7 +53,9 @@ class OperatorRegistry:
             if row is None:
                 db.execute(insert(operators).values(federation=self._federation, name=name, **values))
             elif _operator(row).is_valid(at):
-                raise UsageError(f"operator {name!r} has a token; revoke it first: tap-coordinator operator revoke")
+                raise UsageError(
+                    f"operator {name!r} has a token; revoke it first: tap-coordinator operator revoke {name} DIR"
+                )
             else:
                 db.execute(update(operators).where(*self._named(name)).values(**values))
             detail = role + ("" if expires_at is None else f", expires {audit.clock(expires_at)}")

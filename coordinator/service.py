@@ -4,6 +4,7 @@ It knows the order of starting and stopping, and nothing of what the parts do.
 """
 
 import asyncio
+import errno
 import functools
 import json
 import os
@@ -185,6 +186,8 @@ async def _listen(start: Callable[[str, int], Awaitable[int]], host: str, port: 
     try:
         return await start(host, port)
     except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            option = option.replace("port", "host")
         raise TapError(
             f"cannot listen on {host}:{port}: {error.strerror or error}; choose another with {option}"
         ) from None
