@@ -304,9 +304,9 @@ def rollback(
     if as_json:
         typer.echo(json.dumps({"to": to, "components": changed, "next_round": number}))
     elif changed:
-        typer.echo(
-            f"{len(changed)} components are as they were after round {to}; round {number + 1} is the next to open"
-        )
+        is_over = number >= load_manifest(directory).config.rounds.total
+        then = "no round is left to open" if is_over else f"round {number + 1} is the next to open"
+        typer.echo(f"{len(changed)} components are as they were after round {to}; {then}")
     else:
         typer.echo(f"every component is already as it was after round {to}")
 

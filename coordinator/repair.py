@@ -112,7 +112,8 @@ def roll_back(
     for name, versions in sorted(kept.items()):
         target = next((version for version in versions if version.version <= to), None)
         if target is None or not blobs.is_whole(target.digest):
-            oldest = max(v.version for v in (found[-1] for found in kept.values()))
+            whole = [[v.version for v in found if blobs.is_whole(v.digest)] for found in kept.values()]
+            oldest = max(min(versions, default=history.round) for versions in whole)
             raise UsageError(
                 f"component {name!r} has no whole version as old as round {to}; the oldest round to go back to is"
                 f" {oldest} (rounds.keep_versions says how many are kept)"
