@@ -202,8 +202,8 @@ def _noting(lost: list[Exception]) -> type[ClientConnection]:
 def _refusal(status: int, address: str, token_file: Path) -> Exception:
     if status == 401:
         return TokenRefused(
-            f"{address} refused this device's token (HTTP 401); have the operator run 'tap-coordinator enroll' for "
-            f"device_id and put the new token into {token_file}"
+            f"{address} refused this device's token (HTTP 401); have the operator run 'tap-coordinator enroll' "
+            f"with --renew for this device_id and put the new token into {token_file}"
         )
     if status >= 500 or status in (408, 425, 429):
         return Disconnected(f"HTTP {status}", reached=False)

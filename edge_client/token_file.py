@@ -29,7 +29,8 @@ def read_token(path: Path) -> str:
         token = path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise UsageError(
-            f"token file {path}: {error.strerror}; put there the token that tap-coordinator enroll printed"
+            f"token file {path}: {error.strerror}; run tap-client enroll with the operator's code, or put there the"
+            " token that tap-coordinator enroll printed"
         ) from None
     except UnicodeDecodeError:
         token = ""
