@@ -6,6 +6,7 @@
 
 import asyncio
 import ssl
+import time
 from collections.abc import Coroutine
 from http import HTTPStatus
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import structlog
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
+from websockets.protocol import Event
 from websockets.typing import Subprotocol
 
 from coordinator.admission import Admission, Admitted, Refused
@@ -21,6 +24,7 @@ from coordinator.conversation import TROUBLE, Conversation
 from coordinator.enrolment import EnrolmentDesk
 from coordinator.federation import Federation
 from coordinator.gate import ACCEPTED_AT_ONCE, HANDSHAKE_SECONDS, Door, Gate, caps_within
+from coordinator.limits import Bucket
 from coordinator.link import Gone, Link
 from coordinator.standing import device_facts
 from coordinator.transfers import Budget
@@ -51,7 +55,39 @@ CLOSE_SECONDS = 3.0
 WRITE_BUFFER = 1024 * 1024
 """Bytes that may wait in the socket of one device before sending to it pauses."""
 
+CONTROLS_AT_ONCE, CONTROLS_A_SECOND = 60, 1.0
+"""Pings and pongs that a connection may send: each ping is answered, whether or not the answers are read."""
+
+FRAGMENTS = 1024
+"""Pieces that a message may come in; devices send each in one."""
+
 log = structlog.get_logger("coordinator.devices")
+
+
+class Bounded(ServerConnection):
+    """A connection that is cut when it sends more than a device has reason to, below what the protocol sees."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._controls = Bucket(CONTROLS_AT_ONCE, CONTROLS_A_SECOND, time.monotonic())
+        self._fragments = 0
+
+    def process_event(self, event: Event) -> None:
+        if isinstance(event, Frame) and not self.transport.is_closing():
+            if event.opcode in (Opcode.PING, Opcode.PONG):
+                if self._controls.take(time.monotonic()):
+                    self._cut("control frames")
+            elif event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+                self._fragments = 0 if event.fin else self._fragments + 1
+                if self._fragments > FRAGMENTS:
+                    self._cut("fragments of one message")
+        super().process_event(event)
+
+    def _cut(self, what: str) -> None:
+        admitted: Admitted | None = getattr(self, "tap_admitted", None)
+        device = None if admitted is None else admitted.device
+        log.warning("too often", what=what, device=device, address=WebSocketPeer(self).address)
+        self.transport.abort()
 
 
 class WebSocketPeer:
@@ -127,6 +163,7 @@ class DevicePlane:
                 close_timeout=CLOSE_SECONDS,
                 process_request=self._authenticate,
                 server_header=None,
+                create_connection=Bounded,
             )
             self._servers.append(server)
         return int(listeners[0].getsockname()[1])

@@ -185,6 +185,41 @@ def test_heartbeats_beyond_measure_end_the_connection(federation, enroll, runnin
     asyncio.run(main())
 
 
+def _frame(opcode, payload=b"", *, fin=True):
+    """A WebSocket frame of a client, masked with zeros."""
+    return bytes([(0x80 if fin else 0) | opcode, 0x80 | len(payload)]) + bytes(4) + payload
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (_frame(9, b"x" * 125) * 2000, "control frames"),
+        (_frame(10) * 2000, "control frames"),
+        (_frame(2, fin=False) + _frame(0, fin=False) * 2000, "fragments of one message"),
+    ],
+    ids=["pings", "pongs", "fragments"],
+)
+def test_frames_without_number_are_not_answered_or_kept(federation, enroll, running, capsys, data, what):
+    """The answers to pings that nobody reads, and empty pieces of a message that never ends, would fill the memory."""
+    directory, manifest = federation()
+    device = enroll(directory, manifest, "one", IMAGES)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            assert (await device.connect(service.url)).type == "welcome"
+            device.socket.transport.pause_reading()
+            device.socket.transport.write(data)
+            await service.until(lambda: service.plane.links["one"].conversation is None)
+            device.socket.transport.resume_reading()
+            with pytest.raises(ConnectionClosed):
+                await device.hear()
+            assert (await device.connect(service.url)).type == "welcome"
+
+    asyncio.run(main())
+    told = [line for line in capsys.readouterr().out.splitlines() if "too often" in line]
+    assert len(told) == 1 and what in told[0]
+
+
 def test_wrong_tokens_are_slowed_and_a_valid_one_from_the_same_address_is_not(federation, enroll, running, capsys):
     directory, manifest = federation(**ONE_ROUND)
     device = enroll(directory, manifest, "one", IMAGES)
