@@ -7,6 +7,7 @@ attempts an address has; `credentials.py` knows what is recorded.
 
 import asyncio
 import json
+import math
 import re
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from websockets.http11 import Request, Response
 from coordinator import credentials
 from coordinator.credentials import Conflict, Void
 from coordinator.fresh import Fresh
+from coordinator.gate import network_of
 from coordinator.identity import bearer_token, token_digest
 from coordinator.limits import Bucket, Failures
 from coordinator.store import Store
@@ -31,6 +33,9 @@ DIGEST_HEADER, DEVICE_HEADER = "Tap-Token-Sha256", "Tap-Device"
 
 ROTATIONS_AN_HOUR = 10
 """Of one device: each is written to the audit log, which a hostile device must not fill."""
+
+REQUESTS_AT_ONCE, REQUESTS_A_SECOND = 30, 0.5
+"""Of one device, with a code or token that it has: each takes the write lock of the database and a line of the log."""
 
 log = structlog.get_logger("coordinator.enrolment")
 
@@ -51,7 +56,8 @@ class EnrolmentDesk:
         self._store, self._clock = store, clock
         self._failures = Failures(clock=clock) if failures is None else failures
         self._known = Fresh(lambda: credentials.known(store.engine, store.federation), clock=clock)
-        self._rotations: dict[str, Bucket] = {}  # by device: only those that are enrolled have one
+        self._requests: dict[str, Bucket] = {}  # by device: only those that are enrolled have one
+        self._rotations: dict[str, Bucket] = {}
 
     async def respond(self, connection: ServerConnection, request: Request) -> Response | None:
         """The response; None if the request is for neither page."""
@@ -85,9 +91,13 @@ class EnrolmentDesk:
             owner = (await self._known.later()).get(digest)
         if owner is None:
             return self._unauthorized(page, address)
+        if wait := self._wait(self._requests, owner, REQUESTS_AT_ONCE, REQUESTS_A_SECOND):
+            return Answer(HTTPStatus.TOO_MANY_REQUESTS, "the device asks too often; wait before the next request", wait)
         if token_sha256 is None or not re.fullmatch(r"[0-9a-f]{64}", token_sha256):
             return Answer(HTTPStatus.BAD_REQUEST, f"{DIGEST_HEADER} must be the sha256 of the new token in hexadecimal")
-        if wait := self._too_often(owner) if page == "rotate" and token_sha256 != digest else 0:
+        is_rotation = page == "rotate" and token_sha256 != digest
+        an_hour = (ROTATIONS_AN_HOUR, ROTATIONS_AN_HOUR / 3600)
+        if wait := self._wait(self._rotations, owner, *an_hour) if is_rotation else 0:
             return Answer(HTTPStatus.TOO_MANY_REQUESTS, "tokens are not replaced so often; wait before the next", wait)
         where = (self._store.engine, self._store.federation, digest, token_sha256, time.time())
         try:
@@ -103,15 +113,14 @@ class EnrolmentDesk:
         log.info("token issued", page=page, device=issued.device, address=address)
         return Answer(HTTPStatus.OK, json.dumps({**asdict(issued), "federation": self._store.federation}))
 
-    def _too_often(self, device: str) -> int:
-        bucket = self._rotations.setdefault(device, Bucket(ROTATIONS_AN_HOUR, ROTATIONS_AN_HOUR / 3600, self._clock()))
-        wait = bucket.take(self._clock())
-        return int(wait) + 1 if wait else 0
+    def _wait(self, buckets: dict[str, Bucket], device: str, burst: int, per_second: float) -> int:
+        now = self._clock()
+        return math.ceil(buckets.setdefault(device, Bucket(burst, per_second, now)).take(now))
 
     def _unauthorized(self, page: str, address: str) -> Answer:
         what = "code" if page == "enroll" else "token"
         why = f"the {what} is not valid, was used, was revoked or has expired"
-        failure = self._failures.note(address)
+        failure = self._failures.note(network_of(address))
         if failure.report:
             log.warning("unauthorized", page=page, address=address, why=why, attempts=failure.report)
         if failure.retry_after:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from coordinator.fresh import Fresh
+from coordinator.gate import network_of
 from coordinator.identity import bearer_token, same_digest, token_digest
 from coordinator.limits import Failures
 from coordinator.operator_registry import Operator, OperatorRegistry, Role
@@ -66,7 +67,7 @@ class OperatorAccess:
 
     def _refused(self, operator: Operator | None, address: str) -> Unknown:
         why = "the token is not valid, was revoked or has expired"
-        failure = self._failures.note(address)
+        failure = self._failures.note(network_of(address))
         if failure.report:
             whose = None if operator is None else operator.name
             log.warning("unauthorized", plane="operator", address=address, operator=whose, attempts=failure.report)

@@ -151,6 +151,38 @@ def test_a_device_cannot_fill_the_audit_log_by_rotating(federation, running):
     talk(federation, running, script)
 
 
+def test_a_device_cannot_fill_the_log_by_asking_for_what_it_has(federation, running, monkeypatch, capsys):
+    monkeypatch.setattr(enrolment, "REQUESTS_A_SECOND", 0.001)
+    most = enrolment.REQUESTS_AT_ONCE
+
+    async def script(service, ask):
+        invited(service, "one")
+        code = invited(service, "two")
+        token = new_token()
+        service.store.registry.enroll("three", token_digest(token), time.time())
+        assert (await ask("/enroll", code))[0] == 200
+        asked = {
+            "again": [(await ask("/rotate", token, token_digest(token)))[0] for _ in range(most + 3)],
+            "used": [(await ask("/enroll", code, "e" * 64))[0] for _ in range(most + 3)],
+        }
+        assert asked == {"again": [200] * most + [429] * 3, "used": [409] * (most - 1) + [429] * 4}
+
+    talk(federation, running, script)
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if "token issued" in line or "refused" in line]) == 2 * most
+
+
+def test_the_addresses_of_one_network_fail_together(federation, running):
+    """One machine has 2^64 addresses of IPv6: a limit for each of them would be none."""
+
+    async def script(service, ask):
+        desk = enrolment.EnrolmentDesk(service.store)
+        answers = [await desk.answer("enroll", "Bearer x", DIGEST, None, address=f"2001:db8::{n:x}") for n in range(31)]
+        assert [answer.status for answer in answers] == [401] * 30 + [429]
+
+    talk(federation, running, script)
+
+
 def test_enroll_prints_a_code_once_and_stores_its_hash(federation, command, tmp_path):
     directory, _ = federation()
     code = command("enroll", "one", directory, "--code").stdout.strip()
