@@ -7,6 +7,7 @@ It knows rows; it does not know the bytes of a component (`blobs.py`), sockets o
 seconds since 1970. Every method blocks, and may be called from any thread.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -267,18 +268,24 @@ class Store:
         return found
 
     def kept_versions(self, number: int) -> dict[str, list[Version]]:
-        """The newest ``number`` versions of every component that were not withdrawn, the current one first."""
+        """The newest ``number`` versions of every component that were not withdrawn, the current one first. One that
+        was older than that when newer ones were withdrawn is left out: its blob was cleared away."""
         table = component_versions
         mine = (table.c.federation == self.federation, table.c.withdrawn_at.is_(None))
         place = func.row_number().over(partition_by=table.c.component, order_by=table.c.version.desc()).label("place")
         ranked = select(table, place).where(*mine).subquery()
         query = select(ranked).where(ranked.c.place <= number).order_by(ranked.c.component, ranked.c.version.desc())
+        back = select(table.c.component, table.c.version, table.c.withdrawn_at)
+        back = back.where(table.c.federation == self.federation, table.c.withdrawn_at.is_not(None))
         kept: dict[str, list[Version]] = {}
+        withdrawn: dict[str, list[tuple[int, float]]] = {}
         with reading(self.engine) as db:
             for row in db.execute(query):
                 version = Version(row.version, row.digest, row.size, row.contributors, row.norm)
                 kept.setdefault(row.component, []).append(version)
-        return kept
+            for component, number_taken_back, at in db.execute(back):
+                withdrawn.setdefault(component, []).append((number_taken_back, at))
+        return {name: _still_there(found, withdrawn.get(name, []), number) for name, found in kept.items()}
 
     def referenced(self, keep_versions: int) -> set[str]:
         """Digests of the blobs that must be there: the kept versions, and the updates that are not yet aggregated."""
@@ -380,6 +387,18 @@ class Store:
         ]
         if rows:
             db.execute(insert(component_versions), rows)
+
+
+def _still_there(newest: list[Version], withdrawn: list[tuple[int, float]], number: int) -> list[Version]:
+    """Of the ``newest`` versions that count those that no withdrawal, of (version, time), found beyond ``number``."""
+    known = [(version.version, math.inf) for version in newest] + withdrawn
+    current = {at: max(version for version, then in withdrawn if then == at) for _, at in withdrawn}  # just before
+
+    def was_cleared(old: int) -> bool:
+        newer = (sum(old < v <= last and until >= at for v, until in known) for at, last in current.items())
+        return any(count >= number for count in newer)
+
+    return newest[:1] + [version for version in newest[1:] if not was_cleared(version.version)]
 
 
 def _attempt_of(row: Row[Any]) -> Attempt:

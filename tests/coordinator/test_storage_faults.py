@@ -540,6 +540,9 @@ def test_a_rollback_past_the_kept_versions_says_how_far_it_can_go(federation, en
     done = command("rollback", directory, "--to", 1, check=False)
     assert done.returncode == 2 and "the oldest round to go back to is 3" in done.stderr
     assert command("rollback", directory, "--to", 3).returncode == 0
+    assert command("verify", directory).stdout.strip().endswith("no problems")  # version 2 was cleared away long ago
+    done = command("rollback", directory, "--to", 2, check=False)
+    assert done.returncode == 2 and "the oldest round to go back to is 3" in done.stderr
 
 
 def test_a_rollback_beside_a_running_coordinator_is_refused(federation, enroll, served, command):

@@ -262,6 +262,25 @@ def test_the_newest_versions_and_the_updates_that_are_not_aggregated_are_kept(st
     assert store.updates(2) == {} and store.updates(3)["a"]["decoder/x"].digest == "3" * 64
 
 
+def test_what_was_cleared_away_does_not_come_back_when_newer_versions_are_withdrawn(store):
+    def kept(number):
+        return [version.version for version in store.kept_versions(number)["decoder/x"]]
+
+    def back(to, at):
+        store.go_back({"decoder/x": to}, act="rollback", why="", actor="test", spend=None, at=at)
+
+    for number in range(6):
+        store.open_round(number, 0, ["a"], 1.0)
+        commit(store, number, {"decoder/x": Version(number + 1, f"{number}" * 64, 20)})
+    assert kept(4) == [6, 5, 4, 3]
+    back(4, 10.0)
+    assert kept(4) == [4, 3] and kept(5) == [4, 3, 2] and kept(1) == [4]
+    commit(store, 6, {"decoder/x": Version(7, "f" * 64, 20)})
+    assert kept(4) == [7, 4, 3] and kept(3) == [7, 4] and kept(2) == [7]
+    back(3, 11.0)
+    assert kept(4) == [3]
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
