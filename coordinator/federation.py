@@ -167,9 +167,14 @@ class Federation:
         """The device introduced itself."""
         is_new = device not in self.machine.members
         await asyncio.to_thread(self.store.registry.register, device, membership.tasks, membership.owned, time.time())
-        await self._handle(events.Joined(device))
+        await self._work.whole(self._join(device))
         if is_new:
             await self._look_for_single_owners()
+
+    async def _join(self, device: str) -> None:
+        async with self._lock:
+            if device in self.enrolled:  # else it was revoked since its hello, and `Removed` may have come already
+                await self._perform(self.machine.handle(events.Joined(device), time.monotonic()))
 
     async def _look_for_single_owners(self) -> None:
         if news := self._cohorts.news(await asyncio.to_thread(self.store.registry.all), time.time()):
@@ -439,7 +444,7 @@ class Federation:
                 removed(device, valid)
             if valid is None:
                 await self._handle(events.Removed(device))
-            elif not await asyncio.to_thread(self.store.registry.is_blamed, device):  # a rotated token clears nothing
+            elif not await self._surely(self.store.registry.is_blamed, device):  # a rotated token clears nothing
                 await self._handle(events.Renewed(device))
 
 

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from sqlalchemy.exc import OperationalError
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -52,6 +53,57 @@ def test_a_revoked_device_is_turned_out_and_not_let_in_again(federation, enroll,
             with pytest.raises(InvalidStatus):
                 await device.connect(service.url)
             await service.until(lambda: service.federation.machine.members == set())
+
+    asyncio.run(main())
+
+
+def test_a_device_revoked_between_its_hello_and_its_joining_is_no_member(federation, enroll, running):
+    directory, manifest = federation(min_devices=1)
+    device = enroll(directory, manifest, "one", IMAGES)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            join, joined = service.federation.join, asyncio.Event()
+
+            async def late(name, membership):
+                service.store.registry.revoke(name, 1.0)
+                await service.federation.tokens.refresh()
+                await join(name, membership)
+                joined.set()
+
+            service.federation.join = late
+            assert (await device.connect(service.url)).type == "welcome"
+            await joined.wait()
+            machine = service.federation.machine
+            assert machine.members == machine.connected == set() and machine.phase == "waiting"
+
+    asyncio.run(main())
+
+
+def test_who_is_revoked_is_turned_out_whatever_fails_for_one_that_is_renewed(federation, enroll, running, monkeypatch):
+    directory, manifest = federation(min_devices=3)
+    one, two = (enroll(directory, manifest, name, IMAGES) for name in ("one", "two"))
+    monkeypatch.setattr("coordinator.patience.FIRST_RETRY_SECONDS", 0.01)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            for device in (one, two):
+                assert (await device.connect(service.url)).type == "welcome"
+            await service.until(lambda: service.federation.machine.members == {"one", "two"})
+            registry = service.store.registry
+            is_blamed, failures = registry.is_blamed, [OperationalError("", {}, Exception("database is locked"))]
+
+            def failing(name):
+                if failures:
+                    raise failures.pop()
+                return is_blamed(name)
+
+            registry.is_blamed = failing
+            registry.enroll("one", token_digest(new_token()), 1.0, renew=True)
+            registry.revoke("two", 1.0)
+            assert (await two.hear()).code == "revoked"
+            await service.until(lambda: service.federation.machine.members == {"one"})
+            assert not failures
 
     asyncio.run(main())
 
