@@ -235,32 +235,56 @@ def test_values_that_no_training_can_give_are_refused_in_the_first_round(federat
 
 def test_norms_are_kept_and_later_ones_are_measured_by_them(federation, enroll, running):
     """Within the optimizer's reach, ten times the usual is refused; what was accepted outlives a restart."""
-    directory, manifest = federation(total=9, clients_per_round=1, min_devices=1, max_update_norm="10x")
-    device = enroll(directory, manifest, "one", IMAGES)
-
-    async def take_part(number, by):
-        train = await device.hear()
-        assert train.round == number
-        return await device.report(number, moved(manifest, await device.fetch(train.components), by))
+    directory, manifest = federation(total=9, clients_per_round=2, min_devices=2, max_update_norm="10x")
+    devices = [enroll(directory, manifest, name, IMAGES) for name in ("one", "two")]
 
     async def main():
         for numbers in ((0, 1), (2, 3)):
             async with running(directory, manifest) as service:
-                await device.connect(service.url)
+                for device in devices:
+                    await device.connect(service.url)
                 for number in numbers:
-                    by = 1e-5 * (number + 1)  # the learning rate warms up
-                    assert (await take_part(number, by)).type == "accepted"
+                    for device in devices:  # the learning rate warms up
+                        assert (await move(manifest, device, number, 1e-5 * (number + 1))).type == "accepted"
                     await service.until(lambda number=number: service.federation.machine.round == number + 1)
                 norms = dict(service.store.norms()["encoder/image"])
                 assert norms == pytest.approx({n: 1e-5 * (n + 1) for n in range(numbers[1] + 1)}, rel=0.05)
                 assert service.federation.norms == service.store.norms()
-                await device.socket.close()
+                for device in devices:
+                    await device.socket.close()
         async with running(directory, manifest) as service:
-            await device.connect(service.url)
-            rejected = await take_part(4, 6e-4)
+            await devices[0].connect(service.url)
+            rejected = await move(manifest, devices[0], 4, 6e-4)
             assert (rejected.type, rejected.code) == ("rejected", "norm")
 
     asyncio.run(main())
+
+
+def test_a_device_that_is_alone_with_a_component_shuts_nobody_out(federation, enroll, running):
+    """Six rounds of tiny changes by one device; then another one trains as devices do, and counts."""
+    directory, manifest = federation(total=9, clients_per_round=2, min_devices=1, max_update_norm="10x")
+    tiny, honest = (enroll(directory, manifest, name, IMAGES) for name in ("tiny", "honest"))
+
+    async def main():
+        async with running(directory, manifest) as service:
+            await tiny.connect(service.url)
+            for number in range(6):
+                assert (await move(manifest, tiny, number, 1e-6)).type == "accepted"
+            await tiny.hear()
+            await tiny.socket.close()
+            await honest.connect(service.url)
+            await service.until(lambda: service.federation.machine.members == {"tiny", "honest"})
+            service.store.registry.revoke("tiny", 1.0)
+            assert (await move(manifest, honest, None, 1e-4)).type == "accepted"
+
+    asyncio.run(main())
+
+
+async def move(manifest, device, number, by):
+    """Take part in a round with an update that moves each component by so much; returns the answer."""
+    train = await device.hear()
+    assert number is None or train.round == number
+    return await device.report(train.round, moved(manifest, await device.fetch(train.components), by))
 
 
 def test_a_blob_with_another_digest_ends_the_connection(federation, enroll, running):
