@@ -342,7 +342,8 @@ def verify(
         elif report.quarantined:
             size = sum(report.quarantined.values())
             typer.echo(f"quarantine: {len(report.quarantined)} files, {size / 1e6:.1f} MB; --clean deletes them")
-        typer.echo(f"{report.checked} checked, {report.bytes / 1e6:.1f} MB: {len(report.problems) or 'no'} problems")
+        problems = f"{len(report.problems) or 'no'} problem{'' if len(report.problems) == 1 else 's'}"
+        typer.echo(f"{report.checked} checked, {report.bytes / 1e6:.1f} MB: {problems}")
     if report.problems:
         raise typer.Exit(1)
 

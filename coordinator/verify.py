@@ -17,6 +17,10 @@ from coordinator.store import Store
 from tap_core.errors import UsageError
 from tap_core.manifest import COMPONENTS_DIRECTORY, FederationManifest
 
+_CURRENT = "a start of the coordinator puts it right or says what is needed"
+_OLDER = "only a rollback to it needs it: bring it back from a backup, or let newer versions take its place"
+_UPDATE = "the device is asked for it again"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -45,12 +49,13 @@ def verify(directory: Path, manifest: FederationManifest, store: Store, blobs: B
     if store.has_begun():
         for name, versions in store.kept_versions(manifest.config.rounds.keep_versions).items():
             for version in versions:
-                digests.setdefault(version.digest, []).append(f"version {version.version} of {name}")
+                mend = _CURRENT if version is versions[0] else _OLDER
+                digests.setdefault(version.digest, []).append(f"version {version.version} of {name}; {mend}")
                 size += version.size
         number = store.history().round
         for device, given in store.updates(number).items():
             for name, contribution in given.items():
-                digests.setdefault(contribution.digest, []).append(f"the update of {name} by {device}")
+                digests.setdefault(contribution.digest, []).append(f"the update of {name} by {device}; {_UPDATE}")
                 size += contribution.size
     stored = set(blobs.digests())
     for digest, what in sorted(digests.items()):
