@@ -13,9 +13,10 @@ from typing import Any
 
 import structlog
 
+from coordinator.assignments import Finishing, Training
 from coordinator.blobs import BlobError
 from coordinator.checks import Membership, Unacceptable, check_hello
-from coordinator.federation import Federation, Finishing, Training
+from coordinator.federation import Federation
 from coordinator.limits import Bucket
 from coordinator.link import Gone, Link, Peer
 from coordinator.store import Version

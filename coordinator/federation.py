@@ -12,13 +12,14 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from coordinator import audit, events, standing
+from coordinator.assignments import Assignment, Finishing, Training
 from coordinator.blobs import ROUND, BlobError, BlobStore
 from coordinator.checks import Membership
 from coordinator.cohorts import Watch
@@ -39,26 +40,6 @@ POLL_SECONDS = 0.5
 """How often the operator's wishes (pause, resume, stop, revoke) are looked up in the store."""
 
 log = structlog.get_logger("coordinator.federation")
-
-
-@dataclass(frozen=True)
-class Training:
-    """Train the round ``round`` from these values; ``seconds`` are left."""
-
-    round: int
-    attempt: int
-    seconds: float
-    components: Mapping[str, Version]
-
-
-@dataclass(frozen=True)
-class Finishing:
-    """The federation has ended: these are the final values."""
-
-    components: Mapping[str, Version]
-
-
-Assignment = Training | Finishing
 
 
 class Federation:

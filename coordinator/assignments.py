@@ -1,0 +1,26 @@
+"""What a device is told to do: train a round, or finish. Small frozen classes of names and versions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from coordinator.store import Version
+
+
+@dataclass(frozen=True)
+class Training:
+    """Train the round ``round`` from these values; ``seconds`` are left."""
+
+    round: int
+    attempt: int
+    seconds: float
+    components: Mapping[str, Version]
+
+
+@dataclass(frozen=True)
+class Finishing:
+    """The federation has ended: these are the final values."""
+
+    components: Mapping[str, Version]
+
+
+Assignment = Training | Finishing
