@@ -22,14 +22,18 @@ def loose(directory):
     ]
 
 
+def open_to_all(directory):
+    for path in [directory, *directory.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
 def test_everything_under_the_directory_is_private_after_any_command(federation, command, enroll, served):
     directory, manifest = federation(**ONE_ROUND)
-    assert loose(directory)
+    open_to_all(directory)
     command("enroll", "other", directory)
     assert loose(directory) == []
     device = enroll(directory, manifest, "one", IMAGES)
-    for path in directory.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+    open_to_all(directory)
     service = served(directory)
     assert asyncio.run(device.take_part(service.url)).code == "done"
     service.log.chmod(0o600)
