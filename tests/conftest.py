@@ -6,113 +6,31 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import mini
 import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("any machine", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", "##a", "##b", "red", "green", "blue"]
-WORDS += ["what", "colour", "is", "this"]
-COLOURS = ("red", "green", "blue")
-MINI_TASKS: dict[str, dict[str, Any]] = {
-    "colour": {"kind": "image_classification", "inputs": ["image"], "classes": list(COLOURS)},
-    "letters": {"kind": "text_classification", "inputs": ["text"], "classes": ["low", "high"]},
-    "redraw": {"kind": "image_generation", "inputs": ["image"]},
-    "ask": {"kind": "text_generation", "inputs": ["image", "text"], "length": 5},
-}
-
 
 @pytest.fixture(scope="session")
 def mini_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A FLAVA of 32 hidden units with random weights and 16-pixel images, in transformers' file format."""
-    import torch
-    from transformers import BertTokenizerFast, FlavaConfig, FlavaModel
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    directory = tmp_path_factory.mktemp("mini") / "flava"
-    directory.mkdir()
-    (directory / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    BertTokenizerFast(vocab=str(directory / "vocab.txt")).save_pretrained(directory)
-    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "initializer_range": 0.1}
-    config = FlavaConfig(
-        image_config={**sizes, "num_hidden_layers": 2, "image_size": 16, "patch_size": 8},
-        text_config={**sizes, "num_hidden_layers": 2, "vocab_size": len(WORDS), "max_position_embeddings": 32},
-        multimodal_config={**sizes, "num_hidden_layers": 4},
-        hidden_size=32,
-        projection_dim=8,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        FlavaModel(config).save_pretrained(directory)
-    normalisation = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
-    (directory / "preprocessor_config.json").write_text(json.dumps(normalisation))
-    return directory
+    """The directory of the miniature FLAVA."""
+    return mini.write_mini_foundation(tmp_path_factory.mktemp("mini") / "flava")
 
 
 @pytest.fixture(scope="session")
 def mini_config(mini_foundation: Path) -> Callable[..., Any]:
     """Make a FederationConfig of the four miniature tasks; keyword arguments replace or extend its tables."""
-    from tap_core.config import FederationConfig
-
-    def make(**tables: Any) -> Any:
-        values: dict[str, Any] = {
-            "name": "mini",
-            "foundation": str(mini_foundation),
-            "seed": 3,
-            "tasks": MINI_TASKS,
-            "rounds": {"total": 3, "clients_per_round": 2},
-            "training": {
-                "steps": 3,
-                "batch_size": 6,
-                "learning_rate": 3e-3,
-                "warmup_rounds": 0,
-                "text_length": 16,
-            },
-            "distillation": {"steps": 3},
-        }
-        for name, table in tables.items():
-            merge = isinstance(table, dict) and name != "tasks"
-            values[name] = {**values.get(name, {}), **table} if merge else table
-        return FederationConfig.model_validate(values)
-
-    return make
-
-
-def mini_image(colour: int, generator: np.random.Generator) -> np.ndarray:
-    """16 x 16 pixels, mostly of one colour."""
-    pixels = generator.integers(0, 60, (16, 16, 3)).astype(np.uint8)
-    pixels[..., colour] += 150
-    return pixels
+    return lambda **tables: mini.mini_settings(mini_foundation, **tables)
 
 
 @pytest.fixture(scope="session")
 def mini_examples() -> Callable[..., Any]:
     """Make TaskData of one of the miniature tasks: ``mini_examples("colour", train=20, test=8, seed=1)``."""
-    from tap_core.data import Example, TaskData
-
-    def make(task: str, train: int = 20, test: int = 8, seed: int = 1) -> TaskData:
-        generator = np.random.default_rng([seed, *task.encode()])
-        examples = []
-        for _ in range(train + test):
-            colour, high = int(generator.integers(3)), int(generator.integers(2))
-            image = mini_image(colour, generator)
-            letters = " ".join(generator.choice(list("efgh" if high else "abcd"), 5))
-            examples.append(
-                {
-                    "colour": Example(image, None, colour),
-                    "letters": Example(None, letters, high),
-                    "redraw": Example(image, None, image),
-                    "ask": Example(image, "what colour is this", COLOURS[colour]),
-                }[task]
-            )
-        return TaskData(examples[:train], examples[train:])
-
-    return make
+    return mini.mini_data
