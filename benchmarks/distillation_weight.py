@@ -19,10 +19,10 @@ import torch
 
 from deploy.demo.run import FEDERATION
 from deploy.demo.shards import toml_of, write_shards
-from deploy.federations import find_devices, load_federation, load_participants, version_0
-from tap_core.config import FederationConfig, PerKind
-from tap_core.participant import Participant, TaskResult
-from tap_core.simulation import owned, simulate
+from deploy.tap.federations import find_devices, load_federation, load_participants, version_0
+from tap_core.algorithms.participant import Participant, TaskResult
+from tap_core.settings.federation import FederationConfig, PerKind
+from tap_core.simulation.in_process import owned, simulate
 
 Scores = dict[str, TaskResult]
 

@@ -19,16 +19,16 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 import mini
 import numpy as np
 
-from tap_core.foundation import load_foundation
-from tap_core.model import build_model
-from tap_core.participant import Participant, on_wire
-from tap_core.simulation import simulate
-from tap_core.training import Runtime
+from tap_core.algorithms.participant import Participant, on_wire
+from tap_core.foundations.flava import load_foundation
+from tap_core.model.tap_model import build_model
+from tap_core.simulation.in_process import simulate
+from tap_core.training.runtime import Runtime
 
 DEVICES = {"a": ("colour", "letters"), "b": ("ask", "redraw"), "c": ("colour", "ask", "letters", "redraw")}
 

@@ -52,7 +52,7 @@ from protocol.session import Session
 from protocol.tensors import ComponentTensors, digest_of, encode_tensors
 from tap_core.components import examples_per_component
 from tap_core.manifest import load_manifest
-from tap_core.sampling import derive_seed
+from tap_core.seeds import derive_seed
 
 
 @dataclass(frozen=True)

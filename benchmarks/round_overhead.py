@@ -35,8 +35,8 @@ from coordinator.identity import new_token, token_digest
 from coordinator.store import Store
 from protocol.tensors import ComponentTensors, digest_of, encode_tensors
 from tap_core.components import owned_components
-from tap_core.config import FederationConfig
 from tap_core.manifest import COMPONENTS_DIRECTORY, ComponentSpec, FederationManifest
+from tap_core.settings.federation import FederationConfig
 
 DEFAULT_CASES = ("2x5x400", "4x29x29")
 ALLOWED = 3.0

@@ -53,7 +53,7 @@ from soak_report import MORE_DESCRIPTORS, Seen, judge, table
 
 from coordinator.blobs import BlobError
 from coordinator.config import StatePaths
-from tap_core.sampling import derive_seed
+from tap_core.seeds import derive_seed
 
 REJECTED = ("bad_update", "huge")
 """The acts that are rejected each time, and so need new tokens more often than others."""

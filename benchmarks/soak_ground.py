@@ -17,8 +17,8 @@ from round_overhead import enroll, save_federation, start_coordinator
 from soak_peers import Plan
 
 from tap_core.components import owned_components
-from tap_core.config import FederationConfig
 from tap_core.manifest import FederationManifest
+from tap_core.settings.federation import FederationConfig
 
 TASKS = {
     "look": {"kind": "image_classification", "inputs": ["image"], "classes": ["a", "b"]},

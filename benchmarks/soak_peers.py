@@ -31,7 +31,7 @@ from protocol.session import Session
 from protocol.tensors import digest_of
 from protocol.transfer import Incoming
 from tap_core.manifest import load_manifest
-from tap_core.sampling import derive_seed
+from tap_core.seeds import derive_seed
 
 CHANGE = 1e-4
 """Training changes a value by half of this to one and a half of it: far below any bound on the norm of an update."""

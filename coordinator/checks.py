@@ -13,8 +13,8 @@ from coordinator.store import Contribution
 from protocol.errors import RemoteProtocolError
 from protocol.messages import Hello, Update
 from tap_core.components import examples_per_component, owned_components
-from tap_core.config import TaskConfig
 from tap_core.manifest import FederationManifest
+from tap_core.settings.federation import TaskConfig
 
 
 class Unacceptable(Exception):

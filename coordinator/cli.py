@@ -29,9 +29,9 @@ from coordinator.standing import enrolled_facts, recorded
 from coordinator.verify import blobs_of
 from coordinator.verify import verify as verify_all
 from tap_core.command_line import make_app, one_line_errors, working
-from tap_core.config import FederationConfig
 from tap_core.errors import TapError, UsageError
 from tap_core.manifest import load_manifest
+from tap_core.settings.federation import FederationConfig
 
 STOP_SECONDS = 30.0
 

@@ -20,9 +20,9 @@ from coordinator.database import connect
 from coordinator.founding import check_identity
 from coordinator.privacy import keep_private
 from coordinator.store import Store
-from tap_core.config import NAME_PATTERN
 from tap_core.errors import TapError, UsageError
 from tap_core.manifest import load_manifest
+from tap_core.settings.base import NAME_PATTERN
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Federation directory, made by tap init.")]
 Database = Annotated[str | None, typer.Option(help=str(ServiceSettings.model_fields["database"].description))]

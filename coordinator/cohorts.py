@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from tap_core.components import components_of_task, owned_components
-from tap_core.config import FederationConfig
+from tap_core.settings.federation import FederationConfig
 
 
 class Enrolled(Protocol):

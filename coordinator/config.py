@@ -13,8 +13,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tap_core.config import explain
 from tap_core.errors import UsageError
+from tap_core.settings.toml import explain
 
 PREFIX = "TAP_"
 

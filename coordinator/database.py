@@ -16,7 +16,7 @@ from sqlalchemy import text as sql
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 
 from tap_core.errors import TapError, UsageError
-from tap_core.sampling import derive_seed
+from tap_core.seeds import derive_seed
 
 BUSY_SECONDS = 30
 """How long a transaction waits for another one's write lock (SQLite)."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from protocol.tensors import DTYPES, ComponentTensors, decode_tensors, encode_tensors, encoded_size_limit
 from tap_core.aggregation import Weighted, aggregate
-from tap_core.config import Aggregation
+from tap_core.settings.federation import Aggregation
 
 _LENGTH_BYTES = 8
 _BLOCK = 1 << 16

@@ -3,8 +3,8 @@
 The norm is ||w_{i,r} - W_r||, W_r being the version that the device was sent. A number is an absolute limit. A factor,
 as in ``10x``, is one of the running median of the norms that were accepted, each in units of its round's learning rate,
 for that grows in the first rounds. Beside a factor no update may be larger than the federation's own optimizer can make
-it, whatever the gradients (`tap_core.optimizer.reach`): that holds from the first round on, and for an honest device.
-It knows numbers and settings; it does not know bytes, devices or what happens to an update that is too large.
+it, whatever the gradients (`tap_core.training.optimizer.reach`): that holds from the first round on, and for an honest
+device. It knows numbers and settings; it does not know bytes, devices or what happens to an update that is too large.
 """
 
 import math
@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 import ml_dtypes
 
 from protocol.tensors import DTYPES
-from tap_core.config import FederationConfig
-from tap_core.optimizer import Reach, reach, warmed_up
+from tap_core.settings.federation import FederationConfig
+from tap_core.training.optimizer import Reach, reach, warmed_up
 
 WINDOW = 10
 """Versions of a component whose norms enter the running median."""

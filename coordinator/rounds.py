@@ -46,8 +46,8 @@ from coordinator.events import (
     Resume,
     Spent,
 )
-from tap_core.config import RoundsConfig
-from tap_core.sampling import sample_devices
+from tap_core.samplers.uniform import sample_devices
+from tap_core.settings.federation import RoundsConfig
 
 Phase = Literal["waiting", "open", "closing", "finishing", "finished"]
 Excuse = Literal["rejected", "declined"]

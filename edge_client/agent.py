@@ -43,8 +43,8 @@ from protocol.messages import (
 from protocol.session import BlobReceived, Event
 from protocol.transfer import Incoming
 from tap_core.components import examples_per_component
-from tap_core.config import FederationConfig
 from tap_core.errors import TapError
+from tap_core.settings.federation import FederationConfig
 
 HEARTBEAT_SECONDS = 5.0
 

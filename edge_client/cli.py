@@ -215,7 +215,7 @@ def _agent(settings: "ClientConfig", max_wait: float | None, watch: "_Watch") ->
         return build_trainer(settings, federation)
 
     def digest() -> str:
-        from tap_core.foundation_files import foundation_digest
+        from tap_core.foundations.files import foundation_digest
 
         return foundation_digest(settings.foundation)
 

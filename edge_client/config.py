@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tap_core.config import Name, Settings, load_toml, validate
 from tap_core.errors import UsageError
+from tap_core.settings.base import Name, Settings
+from tap_core.settings.toml import load_toml, validate
 
 ENVIRONMENT_PREFIX = "TAP_"
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from edge_client.config import ClientConfig, Columns, TaskDataConfig
 from edge_client.tables import FOLDER_CLASS, FOLDER_IMAGE, FolderTable, Table, forget_unpacked, open_dataset, open_table
-from tap_core.config import FederationConfig, TaskConfig
-from tap_core.data import Example, TaskData
 from tap_core.errors import UsageError
-from tap_core.sampling import derive_seed
+from tap_core.examples import Example, TaskData
+from tap_core.seeds import derive_seed
+from tap_core.settings.federation import FederationConfig, TaskConfig
 
 CACHE_DIRECTORY = "datasets"
 """Below the device's state directory: unpacked Parquet, private as everything there, and gone when its file changes."""

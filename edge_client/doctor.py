@@ -18,10 +18,10 @@ from edge_client.journal import read_settings
 from edge_client.outages import Disconnected
 from edge_client.tls import tls_context
 from edge_client.token_file import read_token
-from tap_core.config import FederationConfig
 from tap_core.errors import TapError, UsageError
 from tap_core.files import make_private_directory
-from tap_core.foundation_files import foundation_digest
+from tap_core.foundations.files import foundation_digest
+from tap_core.settings.federation import FederationConfig
 
 FREE_DISK_MB = 200
 """Least free disk that the state directory needs."""

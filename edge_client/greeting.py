@@ -11,9 +11,10 @@ from edge_client.config import ClientConfig
 from edge_client.connection import Connection, TokenRefused
 from edge_client.outages import Disconnected
 from protocol.messages import Bye, Hello, Refuse, Welcome
-from tap_core.config import FederationConfig, validate
 from tap_core.errors import TapError, UsageError
 from tap_core.manifest import SCHEMA_VERSION
+from tap_core.settings.federation import FederationConfig
+from tap_core.settings.toml import validate
 
 
 async def greet(

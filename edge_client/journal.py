@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from edge_client.connection import Traffic
-from tap_core.config import FederationConfig, validate
 from tap_core.errors import UsageError
 from tap_core.files import append_private, make_private_directory, replace_private
+from tap_core.settings.federation import FederationConfig
+from tap_core.settings.toml import validate
 
 PROGRESS, ROUNDS, RESULTS, SETTINGS = "progress.json", "rounds.jsonl", "results.json", "settings.json"
 EXPORTS = "export"

@@ -21,9 +21,9 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from tap_core.config import Settings
 from tap_core.errors import TapError
 from tap_core.files import make_private_directory, replace_private, sync_directory, write_private
+from tap_core.settings.base import Settings
 
 STATE_DIRECTORY = "state"
 POINTER = "current.json"

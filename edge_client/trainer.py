@@ -1,6 +1,6 @@
 """The method on this device, with bytes at its edge: components arrive and leave in the wire's encoding.
 
-It stands between the agent, which carries bytes and digests, and `tap_core.participant`, which computes on arrays. It
+It stands between the agent, which carries bytes and digests, and `tap_core.algorithms`, which computes on arrays. It
 knows both encodings and the two forms of the device's state; it does not know sockets, rounds of others or the disk.
 Importing it is slow: it brings torch.
 """
@@ -18,13 +18,13 @@ from edge_client.datasets import count_tasks, load_tasks
 from edge_client.private_store import PendingUpdate, PersonalTensors, StateError, StoredState, Tensors
 from protocol.errors import LocalProtocolError, NotFinite, RemoteProtocolError
 from protocol.tensors import ComponentTensors, decode_tensors, digest_of, encode_tensors
-from tap_core.config import FederationConfig
+from tap_core.algorithms.participant import DeviceState, Participant
 from tap_core.errors import Diverged, TapError
-from tap_core.export import export_task
-from tap_core.foundation import load_foundation
-from tap_core.model import build_model
-from tap_core.participant import DeviceState, Participant
-from tap_core.training import Runtime
+from tap_core.export.directory import export_task
+from tap_core.foundations.flava import load_foundation
+from tap_core.model.tap_model import build_model
+from tap_core.settings.federation import FederationConfig
+from tap_core.training.runtime import Runtime
 
 Progress = Callable[[str, int, int], None]
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
@@ -33,7 +33,8 @@ Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 class LocalTrainer:
     """One device's participant, driven with encoded components (METHOD.md sections 4 and 5).
 
-    ``participant`` may be any object with the methods `take_part` and `finish` of `tap_core.participant.Participant`.
+    ``participant`` may be any object with the methods `take_part` and `finish` of
+    `tap_core.algorithms.participant.Participant`.
     ``shapes``: shape by tensor name by owned component. ``examples``: n_{i,o} by task.
     """
 

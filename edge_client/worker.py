@@ -16,8 +16,8 @@ from edge_client.cache import ComponentCache
 from edge_client.config import ClientConfig
 from edge_client.journal import EXPORTS, Journal, Progress
 from edge_client.private_store import PrivateStore, StoredState
-from tap_core.config import FederationConfig
 from tap_core.errors import Diverged, TapError
+from tap_core.settings.federation import FederationConfig
 
 OnProgress = Callable[[str, int, int], None]
 """Called in the worker thread with a phase's name, the steps done and their number; it may raise to end the work."""

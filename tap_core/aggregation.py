@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tap_core.config import Aggregation
+from tap_core.settings.federation import Aggregation
 
 Weighted = tuple[int, Mapping[str, np.ndarray]]
 """n_{i,r} and the tensors of one device."""

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from tap_core.config import FederationConfig, Settings, validate
 from tap_core.errors import UsageError
+from tap_core.settings.base import Settings
+from tap_core.settings.federation import FederationConfig
+from tap_core.settings.toml import validate
 
 SCHEMA_VERSION = 1
 """Raised when names, shapes or meanings of components change, so that an old device is refused with a clear message."""

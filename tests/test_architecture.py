@@ -14,15 +14,15 @@ TRAINING_LIBRARIES = {"torch", "transformers", "peft", "accelerate", "datasets",
 MOST_LINES = 450  # a hint that a module may hold two ideas, no law
 TORCH_FREE_CORE = (
     "tap_core.command_line",
-    "tap_core.foundation_files",
+    "tap_core.foundations.files",
     "tap_core.components",
-    "tap_core.config",
+    "tap_core.settings.federation",
     "tap_core.errors",
     "tap_core.files",
-    "tap_core.sampling",
+    "tap_core.seeds",
     "tap_core.manifest",
     "tap_core.aggregation",
-    "tap_core.replacement",
+    "tap_core.algorithms.replacement",
 )
 
 

@@ -23,8 +23,9 @@ from deploy.demo.report import Machine, Report, TaskScores, build_report, read_d
 from deploy.demo.shards import DeviceTask, toml_of, write_shards
 from deploy.demo.wording import format_bytes, format_duration, format_score, short_metric_name, words
 from edge_client.config import directory_or_hub_id
-from tap_core.config import FederationConfig, load_toml
 from tap_core.errors import TapError, UsageError
+from tap_core.settings.federation import FederationConfig
+from tap_core.settings.toml import load_toml
 
 FEDERATION = Path(__file__).with_name("federation.toml")
 MARKER = ".tap-demo"
@@ -103,7 +104,7 @@ def _set_up(
     """Data for the devices, version 0 of every component, a token for each device."""
     directory = out / "federation"
     with console.status("writing the devices' data and version 0 of every component"):
-        made = children.start("init", "deploy.cli", ["init", federation, "--out", directory])
+        made = children.start("init", "deploy.tap.cli", ["init", federation, "--out", directory])
         devices = shards(out / "devices")
         _finish(made)
         tokens = {name: out / "devices" / name / "token" for name in devices}

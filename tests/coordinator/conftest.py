@@ -29,8 +29,8 @@ from protocol.messages import MAX_MESSAGE, SUBPROTOCOL, ComponentRef, Done, Fetc
 from protocol.session import BlobReceived, Session
 from protocol.tensors import DTYPES, ComponentTensors, decode_tensors, digest_of, encode_tensors
 from tap_core.components import examples_per_component, owned_components
-from tap_core.config import FederationConfig
 from tap_core.manifest import COMPONENTS_DIRECTORY, ComponentSpec, FederationManifest
+from tap_core.settings.federation import FederationConfig
 
 FOUNDATION = "f" * 64
 SHAPES = {"lora_a": (4, 8), "lora_b": (8, 4), "bias": (5,)}

@@ -10,7 +10,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from coordinator.identity import new_token, token_digest
 from protocol.codec import decode, encode
 from protocol.messages import SUBPROTOCOL
-from tap_core.config import FederationConfig
+from tap_core.settings.federation import FederationConfig
 
 IMAGES = {"kinds": 10}
 ONE_ROUND = {"total": 1, "clients_per_round": 1, "min_devices": 1}

@@ -7,7 +7,7 @@ import pytest
 
 from coordinator.cohorts import Watch, single_owners, tasks_by_device, warning
 from tap_core.components import components_of_task, owned_components
-from tap_core.config import FederationConfig
+from tap_core.settings.federation import FederationConfig
 
 IMAGES, TEXTS = {"kinds": 10}, {"senses": 30}
 

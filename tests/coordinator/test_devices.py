@@ -17,7 +17,7 @@ from protocol.codec import decode, encode
 from protocol.messages import CHUNK, Chunk, ComponentRef, Decline, Done, Fetch, Heartbeat
 from protocol.tensors import DTYPES, ComponentTensors, decode_tensors, digest_of, encode_tensors
 from tap_core.aggregation import aggregate
-from tap_core.simulation import next_components
+from tap_core.simulation.in_process import next_components
 
 IMAGES, TEXTS, BOTH = {"kinds": 10}, {"senses": 30}, {"kinds": 4, "captions": 8}
 

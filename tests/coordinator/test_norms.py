@@ -9,7 +9,7 @@ from coordinator.checks import Unacceptable, check_change
 from coordinator.forms import Form
 from coordinator.norms import WINDOW, Bound, after, median
 from protocol.tensors import DTYPES, ComponentTensors, encode_tensors
-from tap_core.config import FederationConfig
+from tap_core.settings.federation import FederationConfig
 
 TRAINING = {"steps": 20, "learning_rate": 1e-3, "warmup_rounds": 0, "weight_decay": 0.0}
 SHAPES = {"z": (3, 70), "a": (5,), "large": (300, 300)}

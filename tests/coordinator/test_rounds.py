@@ -29,8 +29,8 @@ from coordinator.events import (
     Tick,
 )
 from coordinator.rounds import MAX_ATTEMPTS, MAX_MISSED, History, Rounds
-from tap_core.config import RoundsConfig
-from tap_core.sampling import sample_devices
+from tap_core.samplers.uniform import sample_devices
+from tap_core.settings.federation import RoundsConfig
 
 SEED = 7
 

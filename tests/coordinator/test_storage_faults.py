@@ -201,7 +201,15 @@ def test_an_init_that_cannot_be_written_whole_leaves_nothing(tmp_path):
         'inputs = ["text"]\nclasses = ["a", "b"]\n'.replace("deploy/", f"{os.getcwd()}/deploy/")
     )
     done = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", "init", str(tmp_path / "federation.toml"), "--out", str(tmp_path / "out")],
+        [
+            sys.executable,
+            "-m",
+            "deploy.tap.cli",
+            "init",
+            str(tmp_path / "federation.toml"),
+            "--out",
+            str(tmp_path / "out"),
+        ],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
         capture_output=True,
         text=True,

@@ -65,10 +65,10 @@ def test_transformers_loads_the_tokenizer_and_the_image_preprocessing(tokenizer)
 def test_pretraining_runs_the_layers_as_the_backbone_does(shipped, tokenizer):
     """With adapters at zero, tap_core's tokens are those that the objectives saw."""
     from tap_core.components import owned_components
-    from tap_core.config import FederationConfig
-    from tap_core.data import Example
-    from tap_core.foundation import load_foundation
-    from tap_core.model import TapModel
+    from tap_core.examples import Example
+    from tap_core.foundations.flava import load_foundation
+    from tap_core.model.tap_model import TapModel
+    from tap_core.settings.federation import FederationConfig
 
     tasks = {"question": {"kind": "text_generation", "inputs": ["image", "text"]}}
     config = FederationConfig(name="test", foundation=str(DIRECTORY), tasks=tasks)

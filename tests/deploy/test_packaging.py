@@ -10,7 +10,7 @@ from typer.main import get_command
 
 from coordinator.cli import app as coordinator_app
 from edge_client.cli import app as client_app
-from tap_core.config import tomllib
+from tap_core.settings.toml import tomllib
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = ("Dockerfile.coordinator", "Dockerfile.client")

@@ -11,7 +11,8 @@ from deploy.demo.run import FEDERATION
 from edge_client.config import TaskDataConfig
 from edge_client.datasets import load_task
 from tap_core.components import owned_components
-from tap_core.config import FederationConfig, load_toml
+from tap_core.settings.federation import FederationConfig
+from tap_core.settings.toml import load_toml
 
 TASKS = load_toml(FEDERATION, FederationConfig).tasks
 
@@ -131,7 +132,7 @@ def test_the_same_files_are_written_every_time(written, tmp_path):
 
 
 def test_task_tables_are_valid_client_toml(written, tmp_path):
-    from tap_core.config import tomllib
+    from tap_core.settings.toml import tomllib
 
     directory, devices = written
     for device, tasks in devices.items():

@@ -33,7 +33,7 @@ from protocol.messages import (
 from protocol.session import BlobReceived, Session
 from protocol.tensors import digest_of
 from protocol.transfer import Incoming
-from tap_core.config import FederationConfig
+from tap_core.settings.federation import FederationConfig
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 
 from edge_client.config import ClientConfig, TaskDataConfig
 from edge_client.datasets import count_tasks, load_task, load_tasks
-from tap_core.data import TaskData
 from tap_core.errors import UsageError
+from tap_core.examples import TaskData
 
 
 def load(federation, name: str, tmp_path: Path, seed: int = 7, **source) -> TaskData:

@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 
 from edge_client.inference import Predictor, predict, read_image
-from tap_core.adapters import PARAMETER_SETS
-from tap_core.data import Example
-from tap_core.export import export_task
-from tap_core.foundation import load_foundation
-from tap_core.generation import generate
-from tap_core.model import build_model
+from tap_core.examples import Example
+from tap_core.export.directory import export_task
+from tap_core.foundations.flava import load_foundation
+from tap_core.model.adapters import PARAMETER_SETS
+from tap_core.model.tap_model import build_model
+from tap_core.tasks.generation import generate
 
 
 @pytest.fixture(scope="module")

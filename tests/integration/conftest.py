@@ -28,7 +28,7 @@ def make_site(
 @pytest.fixture(scope="session")
 def oracle(make_site: Callable[[], Site]) -> Oracle:
     """The same federation in one process, by `tap simulate`'s own function."""
-    from deploy.federations import simulate_federation  # brings torch
+    from deploy.tap.federations import simulate_federation  # brings torch
 
     site = make_site()
     rounds: list[dict[str, Any]] = []

@@ -65,7 +65,7 @@ class Site:
 
     def prepare(self) -> None:
         """What the operator does once: `tap init` and a token for each device."""
-        self.run("deploy.cli", "init", self.federation, "--out", self.directory)
+        self.run("deploy.tap.cli", "init", self.federation, "--out", self.directory)
         for device in DEVICES:
             token = self.devices / device / "token"
             self.run("coordinator.cli", "enroll", device, self.directory, "--token-file", token)

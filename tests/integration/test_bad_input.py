@@ -13,7 +13,7 @@ import pytest
 from small_federation import DEVICES, LIMIT, Site, command, free_port
 from typer.testing import CliRunner
 
-from deploy.cli import app as tap
+from deploy.tap.cli import app as tap
 from edge_client.cli import app as client
 
 Damage = Callable[[Site], tuple[str, ...]]

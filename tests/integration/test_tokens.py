@@ -11,7 +11,7 @@ def test_devices_enrolled_by_code_and_rotated_in_the_middle_change_no_bit(
     make_site: Callable[[], Site], oracle: Oracle
 ) -> None:
     site = make_site()
-    site.run("deploy.cli", "init", site.federation, "--out", site.directory)
+    site.run("deploy.tap.cli", "init", site.federation, "--out", site.directory)
     configs = {device: site.devices / device / "client.toml" for device in DEVICES}
     secrets = []
     serving = site.serve(site.port)

@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from coordinator.cli import app as tap_coordinator
-from deploy.cli import app as tap
+from deploy.tap.cli import app as tap
 from edge_client.cli import app as tap_client
 from tap_core.command_line import one_line_errors
 from tap_core.errors import TapError, UsageError

@@ -9,7 +9,7 @@ from tap_core.components import (
     family,
     owned_components,
 )
-from tap_core.config import TaskConfig
+from tap_core.settings.federation import TaskConfig
 
 LABEL = TaskConfig(name="label", kind="image_classification", inputs=("image",), classes=("a", "b"))
 ASK = TaskConfig(name="ask", kind="text_generation", inputs=("image", "text"))

@@ -1,0 +1,98 @@
+"""The `tap` command: make a federation, simulate it in one process, or run the demo. It parses and prints, no more."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from tap_core.command_line import make_app, one_line_errors, working
+
+app = make_app("TAP, Two-Stage Adaptive Personalization: make federations, simulate them, run the demo.")
+OUT = typer.Option("--out", help="Directory to create.")
+JSON = typer.Option("--json", help="Print one JSON document instead of a table.")
+
+
+@app.command(epilog="Example: tap init federation.toml --out federation")
+@one_line_errors
+def init(
+    federation: Annotated[Path, typer.Argument(help="The federation's settings (TOML).")],
+    out: Annotated[Path, OUT],
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Build version 0 of every component; the directory is what tap-coordinator serves."""
+    from coordinator.cohorts import warning
+    from deploy.tap.federations import init_federation
+
+    with working("building version 0 of every component"):
+        manifest = init_federation(federation, out)
+    size = sum(spec.size for spec in manifest.components.values())
+    if as_json:
+        facts = {"federation": manifest.config.name, "components": len(manifest.components), "bytes": size}
+        typer.echo(json.dumps({**facts, "directory": str(out), "foundation_digest": manifest.foundation_digest}))
+    else:
+        typer.echo(f"{out}: {len(manifest.components)} components, {size / 1e6:.1f} MB")
+        typer.echo(f"next: tap-coordinator enroll DEVICE {out}, then: tap-coordinator serve {out}")
+    if single := warning(manifest.config, []):
+        typer.echo(f"warning: {single}", err=True)
+
+
+@app.command(epilog="Example: tap simulate federation.toml --devices devices")
+@one_line_errors
+def simulate(
+    federation: Annotated[Path, typer.Argument(help="The federation's settings (TOML).")],
+    devices: Annotated[Path, typer.Option(help="Directory with NAME.toml or NAME/client.toml of each device.")],
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Run all of TAP in this one process, with the devices' own settings and data; nothing is sent or written."""
+    from deploy.tap.federations import simulate_federation
+    from tap_core.algorithms.participant import RoundOutcome
+
+    def show(number: int, outcomes: Mapping[str, RoundOutcome]) -> None:
+        for device, outcome in outcomes.items():
+            report = outcome.report
+            parts = [
+                f"{task} {report.federated_loss[task]:.3f} | {report.personal_loss[task]:.3f}"
+                + (" replaced" if report.replaced[task] else "")
+                for task in report.federated_loss
+            ]
+            typer.echo(f"round {number + 1}  {device}: loss federated | personal: {', '.join(parts)}", err=True)
+
+    _, result = simulate_federation(federation, devices, show)
+    tasks = {
+        device: {name: dataclasses.asdict(task) for name, task in outcome.results.items()}
+        for device, outcome in result.devices.items()
+    }
+    if as_json:
+        typer.echo(json.dumps({"devices": {device: {"tasks": results} for device, results in tasks.items()}}))
+    else:
+        Console().print(results_table(tasks))
+
+
+@app.command(epilog="Example: tap demo --out demo-out")
+@one_line_errors
+def demo(out: Annotated[Path, OUT] = Path("demo-out")) -> None:
+    """Five devices on this machine train together over real sockets, personalize, distil and export."""
+    from deploy.demo.run import run_demo
+
+    run_demo(out)
+
+
+def results_table(devices: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
+    """A row per device and task: floor, federated, stage 1 and personal on the test split."""
+    whole = [Column(header, overflow="fold") for header in ("device", "task")]  # a name is wrapped, never cut
+    table = Table(*whole, "metric", "floor", "federated", "stage 1", "personal", box=None)
+    for device, tasks in devices.items():
+        for name, task in tasks.items():
+            metric = f"{task['metric']} {'↑' if task['higher_is_better'] else '↓'}"
+            values = [f"{task[key]:.3f}" for key in ("floor", "federated", "stage1", "personal")]
+            table.add_row(device, name, metric, *values)
+    return table
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,266 @@
+"""One device's part in the method: receive, train, replace, train, upload; at the end, distil (METHOD.md 4 and 5).
+
+The simulator and the device's agent both drive this class; they differ in who carries the tensors. It holds no state
+between calls: a device's state goes in and comes out, so that a caller can make it durable. It does not know files,
+sockets or other devices.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from tap_core.algorithms.distillation import distil
+from tap_core.algorithms.replacement import replaced_components, triggers
+from tap_core.components import examples_per_component
+from tap_core.examples import Example, TaskData
+from tap_core.model.tap_model import TapModel, Tensors
+from tap_core.seeds import derive_seed
+from tap_core.settings.federation import FederationConfig
+from tap_core.tasks.objectives import METRICS
+from tap_core.training.evaluation import data_uri, evaluate, floor, samples
+from tap_core.training.loop import Phase, Progress, train
+from tap_core.training.optimizer import warmed_up
+from tap_core.training.runtime import Runtime, make_accelerator
+
+WIRE_DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+SAMPLES = 6
+"""Test examples per task whose outputs are kept to look at."""
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """What a device keeps from round to round and never sends.
+
+    ``personal``: x_i, float32, empty before the first participation. The histories hold h_fed[o] and h_personal[o],
+    infinite before the first participation.
+    """
+
+    round: int
+    personal: Tensors
+    federated_loss: dict[str, float]
+    personal_loss: dict[str, float]
+    finished: bool = False
+
+    @classmethod
+    def initial(cls, tasks: Mapping[str, Any] | tuple[str, ...]) -> "DeviceState":
+        infinite = dict.fromkeys(sorted(tasks), math.inf)
+        return cls(round=-1, personal={}, federated_loss=infinite, personal_loss=dict(infinite))
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a device uploads: its owned components in the wire's dtype and n_{i,r} for each of them."""
+
+    round: int
+    examples: dict[str, int]
+    components: Tensors
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What happened in a round, for the device's own eyes: losses are mean training losses per example by task."""
+
+    round: int
+    federated_loss: dict[str, float]
+    personal_loss: dict[str, float]
+    replaced: dict[str, bool]
+    replaced_components: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    state: DeviceState
+    update: Update
+    report: RoundReport
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """A task's metric on the device's test split: the constant answer, the global model, and x_i before and after
+    stage 2."""
+
+    kind: str
+    metric: str
+    higher_is_better: bool
+    n_test: int
+    floor: float
+    federated: float
+    stage1: float
+    personal: float
+
+
+@dataclass(frozen=True)
+class FinishOutcome:
+    state: DeviceState
+    results: dict[str, TaskResult]
+    samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By task: input (text, or image as a data URI, or both), target, federated and personal output."""
+
+
+class Participant:
+    """A device's model, data and machine."""
+
+    def __init__(
+        self,
+        config: FederationConfig,
+        device: str,
+        model: TapModel,
+        data: Mapping[str, TaskData],
+        runtime: Runtime | None = None,
+    ) -> None:
+        """``model`` must have been built for exactly the tasks that ``data`` names."""
+        if set(model.tasks) != set(data):
+            raise ValueError(f"the model has tasks {sorted(model.tasks)} and the data {sorted(data)}")
+        self.config, self.device, self.model, self.data = config, device, model, data
+        self.runtime = Runtime() if runtime is None else runtime
+        self.tasks = config.tasks_named(data)
+
+    @property
+    def examples(self) -> dict[str, int]:
+        """n_{i,o}, training examples by task."""
+        return {name: len(self.data[name].train) for name in sorted(self.data)}
+
+    def take_part(
+        self, round_number: int, received: Tensors, state: DeviceState, on_progress: Progress | None = None
+    ) -> RoundOutcome:
+        """Steps 1 to 5 of a round of stage 1. ``received``: the global value of each owned component.
+
+        Raises ValueError if ``received`` is not exactly the owned components, Diverged if training does; the state
+        that was passed in is then still good.
+        """
+        began = time.monotonic()
+        config, model = self.config, self.model
+        accelerator = make_accelerator(self.runtime, config.training.accumulation)
+        model.to(accelerator.device)
+
+        def phase(name: str) -> Phase:
+            seed = derive_seed(config.seed, self.device, round_number, name)
+            return Phase(name, seed, config.training.steps, warmed_up(config.training, round_number))
+
+        # 1 and 2: load strictly into w_i, train it
+        model.load("federated", received)
+        federated_loss = train(
+            model,
+            "federated",
+            self._train_data,
+            config.training,
+            phase("federated"),
+            accelerator,
+            on_progress=on_progress,
+        )
+        # 3: where the federated set is better by the margin, the personal one becomes a copy of it
+        triggered = triggers(self.tasks, federated_loss, state.personal_loss, config.tap)
+        replaced = replaced_components(self.tasks, triggered, config.tap.shared_replacement)
+        trained = model.state("federated")
+        model.load("personal", {**(state.personal or trained), **{name: trained[name] for name in replaced}})
+        # 4: train x_i on other batches
+        personal_loss = train(
+            model,
+            "personal",
+            self._train_data,
+            config.training,
+            phase("personal"),
+            accelerator,
+            on_progress=on_progress,
+        )
+        # 5: the federated set goes out, and nothing else
+        update = Update(
+            round_number, examples_per_component(self.tasks, self.examples), on_wire(trained, config.wire.dtype)
+        )
+        after = DeviceState(round_number, model.state("personal"), federated_loss, personal_loss)
+        seconds = time.monotonic() - began
+        return RoundOutcome(
+            after, update, RoundReport(round_number, federated_loss, personal_loss, triggered, replaced, seconds)
+        )
+
+    def finish(
+        self,
+        received: Tensors,
+        state: DeviceState,
+        on_progress: Progress | None = None,
+        *,
+        distilling: bool = True,
+    ) -> FinishOutcome:
+        """Stage 2 and the measurements on the test split. ``received``: the final global components.
+
+        A device that was never sampled starts from the global components. Without ``distilling`` the personal set stays
+        that of stage 1. Raises Diverged if stage 2 does; the state that was passed in is then still good.
+        """
+        accelerator = make_accelerator(self.runtime, self.config.training.accumulation)
+        self.model.to(accelerator.device)
+        self.model.load("federated", received)
+        self.model.load("personal", state.personal or received)
+        measured = [task for task in self.tasks if self.data[task.name].test]
+
+        def scores(which: Any) -> dict[str, float]:
+            return {t.name: evaluate(self.model, which, t, self.data[t.name].test, accelerator) for t in measured}
+
+        shown = {task.name: _spread(self.data[task.name].test, SAMPLES) for task in measured}
+
+        def outputs(which: Any) -> dict[str, list[str]]:
+            return {t.name: samples(self.model, which, t, shown[t.name], accelerator) for t in measured}
+
+        federated, federated_outputs, stage1 = scores("federated"), outputs("federated"), scores("personal")
+        if distilling:
+            distil(self.model, self._train_data, self.config, self.device, accelerator, on_progress)
+        personal, personal_outputs = scores("personal"), outputs("personal")
+        results = {
+            task.name: TaskResult(
+                task.kind,
+                *METRICS[task.kind],
+                n_test=len(self.data[task.name].test),
+                floor=floor(self.model.preprocessor, task, self.data[task.name]),
+                federated=federated[task.name],
+                stage1=stage1[task.name],
+                personal=personal[task.name],
+            )
+            for task in measured
+        }
+        rows = {
+            task.name: [
+                {**_shown_example(example, task.classes), "federated": f, "personal": p}
+                for example, f, p in zip(
+                    shown[task.name], federated_outputs[task.name], personal_outputs[task.name], strict=True
+                )
+            ]
+            for task in measured
+        }
+        after = replace(state, personal=self.model.state("personal"), finished=True)
+        return FinishOutcome(after, results, rows)
+
+    @property
+    def _train_data(self) -> dict[str, Any]:
+        return {name: self.data[name].train for name in sorted(self.data)}
+
+
+def _spread(examples: Sequence[Example], count: int) -> list[Example]:
+    """At most ``count`` examples, evenly spaced: files often come sorted by class."""
+    count = min(count, len(examples))
+    return [examples[index * len(examples) // count] for index in range(count)]
+
+
+def on_wire(tensors: Tensors, dtype: str) -> Tensors:
+    """The tensors in the wire's dtype, rounded once."""
+    return {
+        name: {key: value.astype(WIRE_DTYPES[dtype]) for key, value in group.items()} for name, group in tensors.items()
+    }
+
+
+def _shown_example(example: Example, classes: tuple[str, ...]) -> dict[str, Any]:
+    target = example.target
+    if isinstance(target, np.ndarray):
+        shown: str = data_uri(target)
+    else:
+        shown = classes[target] if isinstance(target, int) else target
+    given = {"image": None if example.image is None else data_uri(example.image), "text": example.text}
+    return {"input": {key: value for key, value in given.items() if value is not None}, "target": shown}

@@ -1,0 +1,101 @@
+"""Images, texts and targets to the tensors that a foundation expects, and back.
+
+It knows the foundation's image size, normalisation and tokenizer. It does not know users' files (a device's business)
+nor the model.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+
+from tap_core.errors import UsageError
+from tap_core.examples import Example
+from tap_core.settings.federation import TaskConfig
+from tap_core.tasks.batch import GENERATED_IMAGE_SIZE, IGNORED, TaskBatch
+
+
+class Preprocessor:
+    """Images and texts to the tensors that a foundation expects, and back."""
+
+    def __init__(
+        self, *, image_size: int, mean: Sequence[float], std: Sequence[float], tokenizer: Tokenizer, text_length: int
+    ) -> None:
+        self.image_size = image_size
+        self.mean = np.asarray(mean, np.float32).reshape(3, 1, 1)
+        self.std = np.asarray(std, np.float32).reshape(3, 1, 1)
+        self.tokenizer = tokenizer
+        self.text_length = text_length
+        self.pad_token_id = _token_id(tokenizer, "[PAD]")
+        self.start_token_id = _token_id(tokenizer, "[CLS]")
+        self.end_token_id = _token_id(tokenizer, "[SEP]")
+
+    def image(self, pixels: np.ndarray, size: int | None = None) -> np.ndarray:
+        """uint8 (height, width, 3) to normalised float32 (3, size, size); bicubic where the size differs."""
+        size = self.image_size if size is None else size
+        if pixels.shape[:2] != (size, size):
+            pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
+        return (pixels.astype(np.float32).transpose(2, 0, 1) / 255.0 - self.mean) / self.std
+
+    def pixels(self, image: np.ndarray) -> np.ndarray:
+        """Normalised float (3, height, width) back to uint8 (height, width, 3).
+
+        Clipped and rounded before the cast, so that values out of range do not wrap round (METHOD.md section 8, 6).
+        """
+        restored = (image.astype(np.float32) * self.std + self.mean) * 255.0
+        return np.clip(np.rint(restored), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+
+    def texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and attention mask, int64 (batch, longest); special tokens added, cut to ``text_length``."""
+        encoded = [self.tokenizer.encode(text).ids for text in texts]
+        cut = [ids if len(ids) <= self.text_length else [*ids[: self.text_length - 1], ids[-1]] for ids in encoded]
+        padded = _pad(cut, self.pad_token_id)
+        lengths = np.array([len(ids) for ids in cut])[:, None]
+        return padded, (np.arange(padded.shape[1])[None] < lengths).astype(np.int64)
+
+    def answers(self, texts: Sequence[str], length: int) -> np.ndarray:
+        """Start token, at most ``length`` tokens of which the last is the end token, then ``IGNORED``."""
+        rows = []
+        for text in texts:
+            ids = self.tokenizer.encode(text, add_special_tokens=False).ids[: length - 1]
+            rows.append([self.start_token_id, *ids, self.end_token_id])
+        return _pad(rows, IGNORED)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        text: str = self.tokenizer.decode([int(i) for i in token_ids], skip_special_tokens=True)
+        return text
+
+    def batch(self, task: TaskConfig, examples: Sequence[Example]) -> TaskBatch:
+        """The tensors of ``examples``, on the CPU."""
+        image = ids = mask = None
+        if "image" in task.inputs:
+            images = [e.image for e in examples if e.image is not None]
+            image = torch.from_numpy(np.stack([self.image(pixels) for pixels in images]))
+        if "text" in task.inputs:
+            texts = [e.text for e in examples if e.text is not None]
+            ids, mask = (torch.from_numpy(array) for array in self.texts(texts))
+        if task.kind == "image_generation":
+            stacked = np.stack([self.image(np.asarray(e.target), GENERATED_IMAGE_SIZE) for e in examples])
+            target = torch.from_numpy(stacked)
+        elif task.kind == "text_generation":
+            target = torch.from_numpy(self.answers([str(e.target) for e in examples], task.length))
+        else:
+            target = torch.tensor([int(e.target) for e in examples])  # type: ignore[arg-type]
+        return TaskBatch(task, image, ids, mask, target)
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> np.ndarray:
+    padded = np.full((len(rows), max(len(row) for row in rows)), value, np.int64)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return padded
+
+
+def _token_id(tokenizer: Tokenizer, token: str) -> int:
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise UsageError(f"the foundation's tokenizer has no {token} token; a BERT-style WordPiece tokenizer is needed")
+    return int(found)

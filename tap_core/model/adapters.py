@@ -1,0 +1,148 @@
+"""LoRA adapters on frozen modules, keyed by parameter set and component, with peft (METHOD.md section 3).
+
+One frozen linear layer carries many adapters: one per component that passes through it, for each of the two parameter
+sets. This module injects them, lists their parameters and applies several of them at once. It does not know layers.
+
+    y = W x + b + (alpha / r) B A dropout(x)
+
+B starts at zero, so a new adapter computes the pretrained function (METHOD.md section 8, trap 7).
+"""
+
+import copy
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Literal, TypeVar, get_args
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from tap_core.settings.federation import LoraRank
+
+ParameterSet = Literal["federated", "personal"]
+PARAMETER_SETS: tuple[ParameterSet, ...] = get_args(ParameterSet)
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def share_frozen(module: M) -> M:
+    """A copy of the module's structure over the same parameter and buffer tensors.
+
+    Adapters injected into the copy leave the original as it was, and the frozen weights stay once in memory.
+    """
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, memo=shared)
+
+
+def adapter_name(which: ParameterSet, component: str) -> str:
+    return f"{which}:{component}"
+
+
+def add_adapters(root: nn.Module, component: str, targets: str, rank: LoraRank, dropout: float) -> None:
+    """Give the linear layers of ``root`` whose names match the expression ``targets`` an adapter for each set."""
+    for which in PARAMETER_SETS:
+        config = PeftLoraConfig(r=rank.rank, lora_alpha=rank.alpha, lora_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters: on purpose
+            inject_adapter_in_model(config, root, adapter_name=adapter_name(which, component))
+
+
+def adapter_parameters(root: nn.Module, which: ParameterSet, component: str) -> dict[str, nn.Parameter]:
+    """The A (r, in) and B (out, r) of one component in one set, named by the layers that they adapt."""
+    name = adapter_name(which, component)
+    found: dict[str, nn.Parameter] = {}
+    for path, module in root.named_modules():
+        if isinstance(module, LoraLayer) and name in module.lora_A:
+            found[f"{path}.lora_A"] = module.lora_A[name].weight
+            found[f"{path}.lora_B"] = module.lora_B[name].weight
+    return found
+
+
+def initialise_adapter(parameters: dict[str, nn.Parameter], generator: torch.Generator) -> None:
+    """Kaiming-uniform A and zero B, drawn in order of names from ``generator``."""
+    for name in sorted(parameters):
+        with torch.no_grad():
+            if name.endswith(".lora_B"):
+                parameters[name].zero_()
+            else:
+                bound = 1 / math.sqrt(parameters[name].shape[1])
+                drawn = torch.empty(parameters[name].shape).uniform_(-bound, bound, generator=generator)
+                parameters[name].copy_(drawn)  # the same values whatever device the parameter is on
+
+
+def activate(root: nn.Module, which: ParameterSet, component: str) -> None:
+    """Make the layers of ``root`` use this adapter when they are called without a choice.
+
+    peft also makes the other adapters untrainable then, which would drop the gradients of a graph that already exists
+    (the student's, when the teacher runs after it); so what is trainable stays as it was.
+    """
+    layers = [module for module in root.modules() if isinstance(module, LoraLayer)]
+    trainable = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
+    for layer in layers:
+        layer.set_adapter(adapter_name(which, component))
+    for parameter, flag in trainable:
+        parameter.requires_grad_(flag)
+
+
+def routed(layer: nn.Module, x: Tensor, adapters: Sequence[str]) -> Tensor:
+    """One product with the frozen base for all groups, and each group's own adapter: hard routing.
+
+    ``x``: (groups, batch, tokens, in), ``adapters``: one name per group; returns (groups, batch, tokens, out). peft's
+    own ``adapter_names`` argument goes through a set of strings, whose order, and with it the order in which dropout
+    draws, changes from process to process; equal seeds must give equal bits, so the groups are walked in order here.
+    """
+    if isinstance(layer, MergedLinear):
+        return layer(x, adapters)
+    assert isinstance(layer, LoraLayer)
+    updates = [
+        layer.lora_B[name](layer.lora_A[name](layer.lora_dropout[name](group))) * layer.scaling[name]
+        for name, group in zip(adapters, x, strict=True)
+    ]
+    base: Tensor = layer.get_base_layer()(x)
+    return base + torch.stack(updates)
+
+
+def merge(root: nn.Module, adapters: Sequence[str], *, route: bool) -> None:
+    """Replace every adapted layer of ``root`` by plain linear algebra with the named adapters merged into the weights.
+
+    With ``route`` the layers take several groups, each with its own adapter, as ``routed`` does; without, they become
+    ordinary linear layers with the one named adapter that they carry.
+    """
+    for path, layer in list(root.named_modules()):
+        if isinstance(layer, LoraLayer):
+            merged = MergedLinear(layer, adapters)
+            parent, _, name = path.rpartition(".")
+            setattr(root.get_submodule(parent), name, merged if route else merged.as_linear())
+
+
+class MergedLinear(nn.Module):
+    """A linear layer with some adapters merged into copies of its weight, for export: W + (alpha / r) B A each."""
+
+    def __init__(self, layer: LoraLayer, adapters: Sequence[str]) -> None:
+        super().__init__()
+        base = layer.get_base_layer()
+        assert isinstance(base, nn.Linear)
+        self.names = tuple(name for name in sorted(set(adapters)) if name in layer.lora_A)
+        merged = [base.weight + layer.get_delta_weight(name) for name in self.names]
+        self.register_buffer("weight", torch.stack(merged).detach())  # (adapters, out, in)
+        self.register_buffer("bias", None if base.bias is None else base.bias.detach())
+
+    def as_linear(self) -> nn.Linear:
+        """The layer with its only adapter. Raises ValueError if there are several."""
+        if len(self.names) != 1:
+            raise ValueError(f"one adapter is needed to make a linear layer; there are {len(self.names)}")
+        weight = self.weight[0]
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=self.bias is not None)
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias, requires_grad=False)
+        return linear
+
+    def forward(self, x: Tensor, adapters: Sequence[str]) -> Tensor:
+        """``x``: (groups, batch, tokens, in); returns (groups, batch, tokens, out)."""
+        weight = self.weight[[self.names.index(name) for name in adapters]]  # (groups, out, in)
+        y = x @ weight.transpose(1, 2).unsqueeze(1)
+        return y if self.bias is None else y + self.bias

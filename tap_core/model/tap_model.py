@@ -1,0 +1,176 @@
+"""The whole model of one device: frozen encoders and backbone, and two sets of trainable components.
+
+It maps component names to parameters, loads and reads them strictly, and runs a task's batch through the components of
+one parameter set. It does not know training, rounds or files (METHOD.md section 3).
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tap_core.components import Modality, decoder, encoder, family, owned_components
+from tap_core.errors import UsageError
+from tap_core.foundations.flava import Foundation
+from tap_core.foundations.preprocessor import Preprocessor
+from tap_core.model import adapters
+from tap_core.model.adapters import PARAMETER_SETS, ParameterSet
+from tap_core.model.backbone import Backbone
+from tap_core.seeds import derive_seed
+from tap_core.settings.federation import FederationConfig, TaskConfig
+from tap_core.tasks.batch import TaskBatch
+from tap_core.tasks.decoders import TextDecoder, build_decoder
+
+Tensors = dict[str, dict[str, np.ndarray]]
+"""Component name to tensor name to array."""
+
+ENCODER_TARGETS = r".*attention\.attention\.(query|value)"
+
+
+class TapModel(nn.Module):
+    """One frozen foundation, with a ``federated`` and a ``personal`` value of every component that ``tasks`` use."""
+
+    def __init__(self, config: FederationConfig, tasks: Sequence[TaskConfig], foundation: Foundation) -> None:
+        """Raises UsageError if the foundation is too small for the federation's settings."""
+        super().__init__()
+        self.config = config
+        self.tasks = {task.name: task for task in tasks}
+        self.components = owned_components(tasks)
+        self.embeddings = foundation.word_embeddings  # a frozen parameter: it moves to a device with the model
+        self.preprocessor = Preprocessor(
+            image_size=foundation.image_size,
+            mean=foundation.mean,
+            std=foundation.std,
+            tokenizer=foundation.tokenizer,
+            text_length=min(config.training.text_length, foundation.text_positions),
+        )
+        modalities: list[Modality] = [m for m in ("image", "text") if encoder(m) in self.components]
+        self.encoders = nn.ModuleDict({m: adapters.share_frozen(foundation.encoders[m]) for m in modalities})
+        self.projections = nn.ModuleDict({m: foundation.projections[m] for m in modalities})
+        for modality in modalities:
+            adapters.add_adapters(
+                self.encoders[modality], encoder(modality), ENCODER_TARGETS, config.lora.encoder, config.lora.dropout
+            )
+        if len(foundation.layers) < 2 * config.model.stage_layers:
+            raise UsageError(
+                f"model.stage_layers = {config.model.stage_layers} needs {2 * config.model.stage_layers} multimodal "
+                f"layers and the foundation has {len(foundation.layers)}; lower it"
+            )
+        self.backbone = Backbone(foundation.layers, config.model.stage_layers, self.components, config.lora)
+        self.decoders = nn.ModuleDict()
+        for task in tasks:
+            for which in PARAMETER_SETS:
+                self.decoders[adapters.adapter_name(which, decoder(task.name))] = build_decoder(
+                    task,
+                    config.model,
+                    hidden=foundation.hidden,
+                    heads=foundation.heads,
+                    embeddings=foundation.word_embeddings,
+                )
+        self._parameters_of = {
+            which: {name: self._find_parameters(which, name) for name in self.components} for which in PARAMETER_SETS
+        }
+
+    def _find_parameters(self, which: ParameterSet, component: str) -> dict[str, nn.Parameter]:
+        match family(component):
+            case "encoder":
+                return adapters.adapter_parameters(self.encoders[component.split("/")[1]], which, component)
+            case "decoder":
+                return dict(self.decoders[adapters.adapter_name(which, component)].named_parameters())
+            case _:
+                return adapters.adapter_parameters(self.backbone, which, component)
+
+    def trainable(self, which: ParameterSet) -> dict[str, nn.Parameter]:
+        """Every trainable parameter of a set as ``component:tensor``, sorted, so that sums over them are repeatable."""
+        named = {f"{c}:{n}": p for c, group in self._parameters_of[which].items() for n, p in group.items()}
+        return dict(sorted(named.items()))
+
+    def state(self, which: ParameterSet, components: Iterable[str] | None = None) -> Tensors:
+        """float32 copies of the set's components (all of them by default)."""
+        names = self.components if components is None else components
+        groups = self._parameters_of[which]
+        return {
+            name: {key: groups[name][key].detach().float().cpu().numpy().copy() for key in sorted(groups[name])}
+            for name in names
+        }
+
+    @torch.no_grad()
+    def load(self, which: ParameterSet, tensors: Tensors) -> None:
+        """Copy every owned component into a set, strictly (METHOD.md section 8, trap 1).
+
+        Raises ValueError unless ``tensors`` holds each tensor of each owned component in its shape. Components that
+        this model does not own are an error too.
+        """
+        _require_equal("components", set(self.components), set(tensors))
+        for name, group in self._parameters_of[which].items():
+            _require_equal(f"tensors of {name}", set(group), set(tensors[name]))
+            for key, parameter in group.items():
+                value = tensors[name][key]
+                if tuple(value.shape) != tuple(parameter.shape):
+                    raise ValueError(f"{name}:{key} has shape {value.shape}; expected {tuple(parameter.shape)}")
+                parameter.copy_(torch.from_numpy(value.astype(np.float32)))
+
+    def initialise(self, seed: int) -> None:
+        """Set every component of both sets to version 0, each seeded by its own name: the pretrained function."""
+        for name in self.components:
+            component_seed = derive_seed(seed, "version 0", name)
+            if family(name) == "decoder":
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(component_seed)
+                    module = self.decoders[adapters.adapter_name("federated", name)]
+                    for part in module.modules():
+                        if hasattr(part, "reset_parameters"):
+                            part.reset_parameters()
+            else:
+                generator = torch.Generator().manual_seed(component_seed)
+                adapters.initialise_adapter(self._parameters_of["federated"][name], generator)
+        self.load("personal", self.state("federated"))
+
+    def encode(self, batch: TaskBatch, which: ParameterSet) -> tuple[Tensor, Tensor]:
+        """The backbone's tokens (batch, tokens, d) and their mask, bool (batch, tokens)."""
+        streams: dict[Modality, Tensor] = {}
+        masks: dict[Modality, Tensor] = {}
+        for modality in batch.task.inputs:
+            module = self.encoders[modality]
+            adapters.activate(module, which, encoder(modality))
+            if modality == "image":
+                hidden = module(pixel_values=batch.image).last_hidden_state
+                masks[modality] = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+            else:
+                hidden = module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+                masks[modality] = batch.attention_mask.bool()  # type: ignore[union-attr]
+            streams[modality] = self.projections[modality](hidden)
+        return self.backbone(streams, masks, batch.task.kind, which)  # type: ignore[no-any-return]
+
+    def decode(self, task: TaskConfig, tokens: Tensor, mask: Tensor, target: Tensor, which: ParameterSet) -> Tensor:
+        """The task's output: logits (batch, classes), pixels (batch, 3, 64, 64), or logits (batch, words, V).
+
+        For text, ``target`` is fed in as the words before each word (teacher forcing); padding in it is harmless.
+        """
+        module = self.decoder(task.name, which)
+        if isinstance(module, TextDecoder):
+            words = target[:, :-1].clamp(min=0)
+            return module(tokens, mask, words, self.embeddings)[0]  # type: ignore[no-any-return]
+        return module(tokens, mask)  # type: ignore[no-any-return]
+
+    def forward(self, batch: TaskBatch, which: ParameterSet) -> Tensor:
+        """The output of ``decode`` for a batch of one task, through the components of one set."""
+        tokens, mask = self.encode(batch, which)
+        return self.decode(batch.task, tokens, mask, batch.target, which)
+
+    def decoder(self, task_name: str, which: ParameterSet) -> nn.Module:
+        return self.decoders[adapters.adapter_name(which, decoder(task_name))]
+
+
+def build_model(config: FederationConfig, tasks: Sequence[TaskConfig], foundation: Foundation) -> TapModel:
+    """The model of a device with ``tasks``, at version 0 of every component."""
+    model = TapModel(config, tasks, foundation)
+    model.initialise(config.seed)
+    return model
+
+
+def _require_equal(what: str, expected: set[str], given: set[str]) -> None:
+    if expected != given:
+        missing, unknown = sorted(expected - given), sorted(given - expected)
+        raise ValueError(f"{what}: missing {missing or 'none'}, unknown {unknown or 'none'}")

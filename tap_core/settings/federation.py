@@ -1,0 +1,222 @@
+"""The federation's settings: `federation.toml` as a frozen pydantic model (METHOD.md section 6 names the quantities).
+
+It knows the file format and the limits of each value. It does not know tensors, devices or sockets, and needs no torch.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from tap_core.components import Modality, TaskKind
+from tap_core.errors import UsageError
+from tap_core.settings.base import Name, Settings
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("names a value twice")
+    return values
+
+
+class TaskConfig(Settings):
+    """One task of the federation: t(o), M(o) and what its decoder must put out."""
+
+    name: Name = Field(description="Filled in from the table's name.")
+    kind: TaskKind
+    inputs: Annotated[tuple[Modality, ...], AfterValidator(_distinct)] = Field(min_length=1)
+    classes: Annotated[tuple[str, ...], AfterValidator(_distinct)] = Field(
+        default=(), description="Class names, for the classification kinds, in the order of the decoder's outputs."
+    )
+    length: int = Field(default=32, ge=2, le=1024, description="Most target tokens, for text_generation.")
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> "TaskConfig":
+        classifies = self.kind in ("image_classification", "text_classification")
+        if classifies and len(self.classes) < 2:
+            raise ValueError(f"a {self.kind} task needs 'classes' with two names or more")
+        if not classifies and self.classes:
+            raise ValueError(f"a {self.kind} task takes no 'classes'")
+        required = {"image_classification": "image", "text_classification": "text"}.get(self.kind)
+        if required and required not in self.inputs:
+            raise ValueError(f"a {self.kind} task needs {required!r} among its 'inputs'")
+        return self
+
+
+class LoraRank(Settings):
+    """Rank r and alpha of one group of adapters; the adapter's output is scaled by alpha / r."""
+
+    rank: int = Field(ge=1, le=1024)
+    alpha: float = Field(gt=0)
+
+
+class LoraConfig(Settings):
+    """Ranks of the three groups of adapters and the dropout before them."""
+
+    encoder: LoraRank = LoraRank(rank=8, alpha=16)
+    attention: LoraRank = LoraRank(rank=16, alpha=32)
+    expert: LoraRank = LoraRank(rank=4, alpha=8)
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+
+
+class ModelConfig(Settings):
+    """Sizes of what is built around the frozen encoders (METHOD.md section 3)."""
+
+    stage_layers: int = Field(default=1, ge=1, description="L: MoTE layers, and as many MoME layers after them.")
+    text_decoder_layers: int = Field(default=2, ge=1)
+    text_decoder_width: int = Field(default=256, ge=8, description="At most the hidden size is used.")
+    image_decoder_width: int = Field(default=128, ge=8, description="Channels of the first transposed convolution.")
+
+
+UPDATE_NORM_PATTERN = r"^(none|(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?x?)$"
+
+
+def _as_text(value: Any) -> Any:
+    """TOML may say ``5.0`` as well as ``"5.0"``."""
+    return repr(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def _is_limit(value: str) -> str:
+    given = re.fullmatch(UPDATE_NORM_PATTERN, value)
+    if not given or (value != "none" and not 0 < float(value.removesuffix("x")) < math.inf):
+        raise ValueError("is a number above 0, a factor above 0 as in '10x', or 'none'")
+    return value
+
+
+Aggregation = Literal["mean", "trimmed_mean", "median"]
+"""How the updates of a component become its next version."""
+
+
+class RoundsConfig(Settings):
+    """How rounds are made up, when they close, and which updates count."""
+
+    total: int = Field(default=200, ge=1, description="T, the number of rounds.")
+    clients_per_round: int = Field(default=2, ge=1, description="Devices sampled for each round.")
+    min_devices: int = Field(
+        default=1, ge=1, description="Devices that must have joined before the first round starts."
+    )
+    min_updates: int = Field(default=1, ge=1, description="Updates without which a round fails and changes nothing.")
+    deadline: float = Field(
+        default=3600, gt=0, le=1e8, description="Seconds after which a round closes without the missing."
+    )
+    min_cohort: int = Field(default=1, ge=1, description="Owners that must report before a component is updated.")
+    aggregation: Aggregation = Field(
+        default="mean", description="mean (weighted by examples), trimmed_mean or median (each device counts the same)."
+    )
+    trim: float = Field(
+        default=0.2, gt=0, lt=0.5, description="Share of the updates that trimmed_mean leaves out at either end."
+    )
+    max_update_norm: Annotated[str, BeforeValidator(_as_text), AfterValidator(_is_limit)] = Field(
+        default="10x",
+        description="Largest norm of a component's update: a number, or a factor (as in '10x') of the running median "
+        "of those accepted, and then never more than the optimizer can do; 'none' for no limit.",
+    )
+    max_strikes: int = Field(
+        default=3, ge=1, description="Rejected updates, none accepted between, after which a device is sampled no more."
+    )
+    keep_versions: int = Field(
+        default=10, ge=2, le=10_000, description="Versions of each component that are kept, for repair and rollback."
+    )
+
+    @model_validator(mode="after")
+    def _quorum_can_be_met(self) -> "RoundsConfig":
+        if self.min_updates > self.clients_per_round:
+            raise ValueError("'min_updates' exceeds 'clients_per_round', so no round could ever succeed")
+        if self.min_cohort > self.clients_per_round:
+            raise ValueError("'min_cohort' exceeds 'clients_per_round', so no component could ever be updated")
+        if self.aggregation != "mean" and self.clients_per_round < 3:
+            raise ValueError(f"'aggregation' {self.aggregation!r} needs 'clients_per_round' of 3 or more")
+        return self
+
+
+class TrainingConfig(Settings):
+    """One phase of local training (METHOD.md section 4, steps 2 and 4)."""
+
+    steps: int = Field(default=20, ge=1, description="tau, optimizer steps per phase.")
+    batch_size: int = Field(default=32, ge=1, description="Examples per batch, shared among the device's tasks.")
+    accumulation: int = Field(default=1, ge=1, description="Batches per optimizer step.")
+    learning_rate: float = Field(default=2e-4, gt=0)
+    warmup_rounds: int = Field(default=20, ge=0, description="Rounds of linear warm-up; constant afterwards.")
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    text_length: int = Field(default=256, ge=4, le=4096, description="Most tokens of an input text.")
+
+
+class PerKind(Settings):
+    """One number for each task kind."""
+
+    image_classification: float = Field(default=0.01, ge=0)
+    text_classification: float = Field(default=0.005, ge=0)
+    image_generation: float = Field(default=0.005, ge=0)
+    text_generation: float = Field(default=0.01, ge=0)
+
+    def of(self, kind: TaskKind) -> float:
+        value: float = getattr(self, kind)
+        return value
+
+
+SharedReplacement = Literal["all", "any"]
+"""Which of the local tasks that use a component must have fired before it is replaced."""
+
+
+class TapConfig(Settings):
+    """Margin replacement (METHOD.md section 4, step 3)."""
+
+    margins: PerKind = PerKind()
+    shared_replacement: SharedReplacement = "all"
+
+
+class DistillationConfig(Settings):
+    """Stage 2 (METHOD.md section 5)."""
+
+    steps: int = Field(
+        default=50, ge=0, description="P, steps of the teacher and then of the student; 0 skips stage 2."
+    )
+    learning_rate: float = Field(default=1e-4, gt=0)
+    temperature: float = Field(default=1.0, gt=0, description="T of the softmax.")
+    beta: PerKind = PerKind(
+        image_classification=0.5, text_classification=0.5, image_generation=0.1, text_generation=0.5
+    )
+
+
+class WireConfig(Settings):
+    """How components travel and rest."""
+
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+
+class FederationConfig(Settings):
+    """The whole of `federation.toml`."""
+
+    name: Name
+    foundation: str = Field(min_length=1, description="Hub id or directory of the pretrained FLAVA model.")
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    tasks: dict[Name, TaskConfig] = Field(min_length=1)
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    rounds: RoundsConfig = RoundsConfig()
+    training: TrainingConfig = TrainingConfig()
+    tap: TapConfig = TapConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    wire: WireConfig = WireConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_tasks(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(values.get("tasks"), Mapping):
+            tasks = {k: {"name": k, **v} if isinstance(v, Mapping) else v for k, v in values["tasks"].items()}
+            return {**values, "tasks": tasks}
+        return values
+
+    def tasks_named(self, names: Any) -> tuple[TaskConfig, ...]:
+        """The tasks with these names, sorted by name. Raises UsageError for a name the federation lacks."""
+        found = []
+        for name in sorted(names):
+            if name not in self.tasks:
+                raise UsageError(
+                    f"federation {self.name!r} has no task {name!r}; its tasks are {', '.join(sorted(self.tasks))}"
+                )
+            found.append(self.tasks[name])
+        return tuple(found)

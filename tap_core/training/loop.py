@@ -1,0 +1,101 @@
+"""One phase of local training of one parameter set, with accelerate (METHOD.md section 4, steps 2 and 4).
+
+It knows batches, losses, the optimizer and the machine. It does not know rounds, replacement or where parameters go.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from tap_core.errors import Diverged
+from tap_core.examples import Example
+from tap_core.model.adapters import ParameterSet
+from tap_core.model.tap_model import TapModel
+from tap_core.settings.federation import TrainingConfig
+from tap_core.tasks.batch import TaskBatch
+from tap_core.tasks.objectives import losses
+from tap_core.training.batches import mixed_batches
+from tap_core.training.optimizer import BETAS, EPSILON
+
+Progress = Callable[[str, int, int], None]
+"""Called with the phase's name, the step just done and the number of steps; what it raises ends the training."""
+
+Extra = Callable[[TaskBatch, Tensor], Tensor]
+"""An addition to the loss: a batch and the model's output to one value per example, (batch,)."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What one phase of training is: its name in progress reports, seed, optimizer steps and learning rate."""
+
+    name: str
+    seed: int
+    steps: int
+    learning_rate: float
+
+
+def train(
+    model: TapModel,
+    which: ParameterSet,
+    data: Mapping[str, Sequence[Example]],
+    settings: TrainingConfig,
+    phase: Phase,
+    accelerator: Accelerator,
+    *,
+    extra: Extra | None = None,
+    on_progress: Progress | None = None,
+) -> dict[str, float]:
+    """Train one parameter set; returns the mean training loss per example by task, h[o], without ``extra``.
+
+    ``data``: training examples by task. Each step minimises the sum over tasks of the mean loss per example. The
+    optimizer is AdamW, made anew for the phase. Equal seeds on equal machines give equal bits in float32 on a CPU.
+    Raises Diverged if a loss stops being finite; the parameter set is then of no use.
+    """
+    torch.manual_seed(phase.seed)
+    model.train()
+    parameters = list(model.trainable(which).values())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = accelerator.prepare(
+        torch.optim.AdamW(
+            parameters,
+            lr=phase.learning_rate,
+            betas=BETAS,
+            eps=EPSILON,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+    )
+    batches = mixed_batches(data, settings.batch_size, phase.seed)
+    totals, counts = dict.fromkeys(data, 0.0), dict.fromkeys(data, 0)
+    for step in range(phase.steps):
+        for _ in range(settings.accumulation):
+            with accelerator.accumulate(model):
+                for name, examples in next(batches).items():
+                    batch = model.preprocessor.batch(model.tasks[name], examples).to(accelerator.device)
+                    with accelerator.autocast():
+                        output = model(batch, which)
+                    each = losses(output, batch)
+                    totals[name] += float(each.detach().double().sum())
+                    counts[name] += batch.size
+                    if extra is not None:
+                        each = each + extra(batch, output)
+                    accelerator.backward(each.mean())
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(parameters, settings.clip_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+        if not all(math.isfinite(total) for total in totals.values()):
+            raise Diverged(
+                f"training diverged in step {step + 1} of {phase.name} (loss is not finite); lower the learning rate"
+            )
+        if on_progress is not None:
+            on_progress(phase.name, step + 1, phase.steps)
+    accelerator.free_memory()
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    return {name: totals[name] / counts[name] for name in sorted(data) if counts[name]}

@@ -1,0 +1,93 @@
+"""Finding and loading the frozen weights: what is refused, and in which words."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tap_core.errors import UsageError
+from tap_core.foundations.files import foundation_digest
+from tap_core.foundations.flava import load_foundation
+
+
+@pytest.fixture
+def copy(mini_foundation: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(mini_foundation, tmp_path / "copy"))
+
+
+def test_a_directory_without_weights_is_refused(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"holds no weights; put the FLAVA model's model\.safetensors there"):
+        load_foundation(str(copy))
+
+
+def test_missing_tensors_are_refused_and_counted(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["text_model.layernorm.weight"]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"lacks 1 tensors of FLAVA, text_model\.layernorm\.weight first"):
+        load_foundation(str(copy))
+
+
+def test_a_truncated_file_is_refused(copy: Path) -> None:
+    data = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UsageError, match="cannot be loaded") as caught:
+        load_foundation(str(copy))
+    assert "\n" not in str(caught.value)
+
+
+def test_another_kind_of_model_is_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+    with pytest.raises(UsageError, match="model_type 'bert'; a FLAVA model"):
+        load_foundation(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", b"{", "config.json cannot be loaded"),
+        ("config.json", b"[]", "config.json cannot be loaded"),
+        ("config.json", b"\xff\xfe", "config.json cannot be loaded"),
+        ("config.json", b'{"model_type": "flava", "image_config": 7}', "cannot be loaded"),
+        ("tokenizer.json", b"{}", "tokenizer.json cannot be loaded"),
+        ("tokenizer.json", b"\xff", "tokenizer.json cannot be loaded"),
+        ("preprocessor_config.json", b"{", "preprocessor_config.json cannot be loaded"),
+    ],
+)
+def test_a_damaged_file_is_one_line_that_names_it(copy: Path, name: str, content: bytes, said: str) -> None:
+    (copy / name).write_bytes(content)
+    with pytest.raises(UsageError, match=said) as caught:
+        load_foundation(str(copy))
+    assert "\n" not in str(caught.value) and "fetch the model's files again" in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "nowhere"])
+def test_a_path_that_is_no_directory_is_refused(source: str) -> None:
+    with pytest.raises(UsageError, match="no such directory; give a directory or a hub id"):
+        load_foundation(source)
+
+
+def test_a_hub_id_that_cannot_be_had_is_refused_in_one_line() -> None:
+    with pytest.raises(UsageError, match="cannot be had from the hub") as caught:
+        load_foundation("nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_digest_is_of_the_weights_and_of_what_reads_words_and_pixels(mini_foundation: Path, copy: Path) -> None:
+    assert foundation_digest(str(copy)) == foundation_digest(str(mini_foundation))
+    (copy / "README.md").write_text("other")
+    assert foundation_digest(str(copy)) == foundation_digest(str(mini_foundation))
+    for name in ("config.json", "tokenizer.json", "preprocessor_config.json"):
+        before = (copy / name).read_text() if (copy / name).exists() else ""
+        (copy / name).write_text(before + " ")
+        assert foundation_digest(str(copy)) != foundation_digest(str(mini_foundation)), name
+        (copy / name).write_text(before) if before else (copy / name).unlink()
+    assert foundation_digest(str(copy)) == foundation_digest(str(mini_foundation))
+    tensors = load_file(copy / "model.safetensors")
+    tensors["text_model.layernorm.weight"][0] += 1
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    assert foundation_digest(str(copy)) != foundation_digest(str(mini_foundation))

@@ -1,0 +1,94 @@
+"""federation.toml: what is refused, and in which words."""
+
+from pathlib import Path
+
+import pytest
+
+from tap_core.errors import UsageError
+from tap_core.settings.federation import FederationConfig
+from tap_core.settings.toml import load_toml
+
+GOOD = """
+name = "f"
+foundation = "foundation"
+[tasks.label]
+kind = "image_classification"
+inputs = ["image"]
+classes = ["a", "b"]
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "federation.toml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_the_authors(tmp_path: Path) -> None:
+    config = load_toml(write(tmp_path, GOOD), FederationConfig)
+    assert config.tasks["label"].name == "label"
+    assert (config.lora.encoder.rank, config.lora.attention.alpha, config.lora.dropout) == (8, 32, 0.3)
+    assert config.tap.margins.of("text_generation") == 0.01 and config.tap.shared_replacement == "all"
+    assert config.rounds.total == 200 and config.distillation.steps == 50
+
+
+@pytest.mark.parametrize(
+    ("addition", "said"),
+    [
+        ("[training]\nlearning_rat = 1", "unknown key 'training.learning_rat'; did you mean 'learning_rate'?"),
+        ("inptus = 1", "unknown key 'tasks.label.inptus'; did you mean 'inputs'?"),
+        ("[rounds]\ntotal = 0", "rounds.total: Input should be greater than or equal to 1 (got 0)"),
+        ("[rounds]\nmin_updates = 9", "'min_updates' exceeds 'clients_per_round'"),
+        ("[rounds]\nmin_cohort = 3", "'min_cohort' exceeds 'clients_per_round'"),
+        ("[rounds]\ndeadline = inf", "rounds.deadline: Input should be a finite number"),
+        ("[rounds]\ndeadline = 1e10", "rounds.deadline: Input should be less than or equal to 100000000"),
+        ("[tap.margins]\ntext_generation = inf", "tap.margins.text_generation: Input should be a finite number"),
+        ('[tasks.x]\nkind = "text_classification"\ninputs = ["text"]', "needs 'classes' with two names or more"),
+        ('[tasks.x]\nkind = "image_generation"\ninputs = ["image"]\nclasses=["a","b"]', "takes no 'classes'"),
+        ('[tasks.x]\nkind = "image_classification"\ninputs = ["text"]\nclasses=["a","b"]', "needs 'image' among"),
+        ('[tasks.x]\nkind = "image_generation"', "key 'tasks.x.inputs' is missing; add it"),
+        ("[lora", "is not valid TOML"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(tmp_path: Path, addition: str, said: str) -> None:
+    path = write(tmp_path, GOOD + addition)
+    with pytest.raises(UsageError) as caught:
+        load_toml(path, FederationConfig)
+    message = str(caught.value)
+    assert said in message and message.startswith(str(path)) and "\n" not in message
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("5", "5"), ("5.0", "5.0"), ("1e-9", "1e-09"), ('"2.5x"', "2.5x"), ('"none"', "none")]
+)
+def test_a_limit_of_norms_is_a_number_a_factor_or_none(tmp_path: Path, written: str, meant: str) -> None:
+    config = load_toml(write(tmp_path, f"{GOOD}[rounds]\nmax_update_norm = {written}"), FederationConfig)
+    assert config.rounds.max_update_norm == meant
+    assert FederationConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize("written", ['"ten"', "0", '"0x"', "-1", "inf", '"nan"', "true", '"5 x"', '"1e999"', '"5x\\n"'])
+def test_another_limit_of_norms_is_refused(tmp_path: Path, written: str) -> None:
+    with pytest.raises(UsageError, match=r"rounds\.max_update_norm: "):
+        load_toml(write(tmp_path, f"{GOOD}[rounds]\nmax_update_norm = {written}"), FederationConfig)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere\.toml: no such file"):
+        load_toml(tmp_path / "nowhere.toml", FederationConfig)
+
+
+def test_a_task_that_the_federation_lacks_is_named(tmp_path: Path) -> None:
+    config = load_toml(write(tmp_path, GOOD), FederationConfig)
+    with pytest.raises(UsageError, match="has no task 'labels'; its tasks are label"):
+        config.tasks_named(["labels"])
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "{b = " * 100_000, "[" * 100_000])
+def test_a_file_that_nests_without_end_is_one_line(tmp_path, text):
+    path = tmp_path / "federation.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="is not valid TOML") as error:
+        load_toml(path, FederationConfig)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500

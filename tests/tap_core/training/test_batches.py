@@ -1,0 +1,121 @@
+"""Preprocessing and batches."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tap_core.examples import Example
+from tap_core.model.tap_model import TapModel
+from tap_core.settings.federation import TrainingConfig
+from tap_core.tasks.batch import IGNORED, TaskBatch
+from tap_core.training.batches import mixed_batches
+from tap_core.training.loop import Phase, train
+from tap_core.training.runtime import Runtime, make_accelerator
+
+Make = Callable[..., Any]
+
+
+def test_trap_6_pixels_survive_the_round_trip_and_never_wrap(mini_model: Make) -> None:
+    preprocessor = mini_model("colour").preprocessor
+    ramp = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    assert np.array_equal(preprocessor.pixels(preprocessor.image(ramp)), ramp)
+    assert (preprocessor.pixels(np.full((3, 16, 16), 9.0)) == 255).all()
+    assert (preprocessor.pixels(np.full((3, 16, 16), -9.0)) == 0).all()
+
+
+def test_images_are_resized_and_normalised(mini_model: Make) -> None:
+    preprocessor = mini_model("colour").preprocessor
+    image = preprocessor.image(np.full((40, 30, 3), 255, np.uint8))
+    assert image.shape == (3, 16, 16) and image.dtype == np.float32
+    np.testing.assert_allclose(image, (1 - 0.5) / 0.25)
+
+
+def test_texts_are_padded_and_cut_with_the_end_token_kept(mini_model: Make) -> None:
+    preprocessor = mini_model("letters").preprocessor
+    ids, mask = preprocessor.texts(["a b", "a b c d e f g h " * 5])
+    assert ids.shape == (2, 16) and mask.sum(axis=1).tolist() == [4, 16]
+    assert ids[1, -1] == preprocessor.end_token_id and ids[0, 4:].tolist() == [0] * 12
+
+
+def test_answers_begin_and_end_with_their_tokens_and_stay_within_the_length(mini_model: Make) -> None:
+    preprocessor = mini_model("ask").preprocessor
+    rows = preprocessor.answers(["red", "a b c d e f g h"], length=5)
+    assert rows.shape == (2, 6)
+    assert rows[0].tolist()[3:] == [IGNORED] * 3 and rows[0, 2] == preprocessor.end_token_id
+    assert rows[1, 0] == preprocessor.start_token_id and rows[1, 5] == preprocessor.end_token_id
+    assert preprocessor.decode(rows[1]) == "a b c d"
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 8])
+def test_batches_mix_the_tasks_and_show_each_example_once_before_any_twice(
+    mini_examples: Make, batch_size: int
+) -> None:
+    data = {"colour": mini_examples("colour", train=6).train, "letters": mini_examples("letters", train=4).train}
+    batches = mixed_batches(data, batch_size, seed=1)
+    drawn: list[int] = []
+    while len(drawn) < 6:
+        batch = next(batches)
+        assert set(batch) == {"colour", "letters"} and all(batch.values())
+        assert sum(len(rows) for rows in batch.values()) == max(2, batch_size)
+        drawn += [next(i for i, e in enumerate(data["colour"]) if e is row) for row in batch["colour"]]
+    assert set(drawn[:6]) == set(range(6))
+
+
+def test_batches_depend_on_the_seed_and_not_on_other_tasks(mini_examples: Make) -> None:
+    colour, letters = mini_examples("colour").train, mini_examples("letters").train
+
+    def first(data: dict[str, Any], size: int, seed: int) -> list[int]:
+        return [id(row) for row in next(mixed_batches(data, size, seed))["colour"]]
+
+    assert first({"colour": colour}, 4, 1) == first({"colour": colour, "letters": letters}, 8, 1)
+    assert first({"colour": colour}, 4, 1) != first({"colour": colour}, 4, 2)
+
+
+def test_trap_11_each_example_goes_through_its_own_tasks_components(mini_model: Make, mini_examples: Make) -> None:
+    """A mixed batch gives each task's rows what a batch of that task alone gives them."""
+    model = mini_model("colour", "redraw").eval()
+    data = {name: mini_examples(name).train for name in model.tasks}
+    mixed = next(mixed_batches(data, 8, seed=1))
+    for name, rows in mixed.items():
+        together = model(model.preprocessor.batch(model.tasks[name], rows), "federated")
+        for index, row in enumerate(rows):
+            alone = model(model.preprocessor.batch(model.tasks[name], [row]), "federated")
+            torch.testing.assert_close(together[index : index + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_trap_11_training_routes_every_example_of_a_mixed_batch_by_its_own_task(
+    mini_model: Make, mini_examples: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tasks of one kind, one modality and equally many classes: only the task's name tells their decoders apart.
+
+    The rows are recognised by their pixels where they enter the model, whatever made batches of them.
+    """
+    label = {"kind": "image_classification", "inputs": ["image"], "classes": ["a", "b", "c"]}
+    model = mini_model(tasks={"colour": label, "shade": label})
+    data: dict[str, list[Example]] = {
+        name: mini_examples("colour", seed=seed).train for name, seed in (("colour", 1), ("shade", 2))
+    }
+    owner = {model.preprocessor.image(e.image).tobytes(): name for name in data for e in data[name]}
+    assert len(owner) == 40  # no two images are equal
+    passed: list[tuple[str, str]] = []
+    forward = TapModel.forward
+
+    def spy(self: TapModel, batch: TaskBatch, which: Any) -> torch.Tensor:
+        passed.extend((batch.task.name, owner[row.numpy().tobytes()]) for row in batch.image)
+        return forward(self, batch, which)
+
+    monkeypatch.setattr(TapModel, "forward", spy)
+    accelerator = make_accelerator(Runtime(device="cpu", threads=1), 1)
+    for step in range(3):
+        before = model.state("federated")
+        passed.clear()
+        train(model, "federated", data, TrainingConfig(batch_size=6), Phase("p", step, 1, 1e-2), accelerator)
+        assert sorted(passed) == [("colour", "colour")] * 3 + [("shade", "shade")] * 3
+        after = model.state("federated")
+        still = [
+            (c, k) for c in ("decoder/colour", "decoder/shade") for k in after[c] if (after[c][k] == before[c][k]).all()
+        ]
+        assert still == []
