@@ -20,7 +20,7 @@ from deploy.demo.live import Display
 from deploy.demo.page import write_page
 from deploy.demo.processes import Child, ChildFailed, Children, termination_interrupts
 from deploy.demo.report import Machine, Report, TaskScores, build_report, read_device, write_report
-from deploy.demo.shards import DeviceTask, toml_of, write_shards
+from deploy.demo.shards import DATA, DeviceTask, toml_of, write_shards
 from deploy.demo.wording import format_bytes, format_duration, format_score, short_metric_name, words
 from edge_client.config import directory_or_hub_id
 from tap_core.errors import TapError, UsageError
@@ -52,8 +52,14 @@ def run_demo(
     """Run the whole demo and leave its report, logs, devices and exported models in ``out``.
 
     ``shards`` writes every device's data below a directory and returns its tasks by device. Raises TapError, after
-    ending every process, if one of them fails or ``time_limit`` seconds pass; UsageError if ``out`` is taken.
+    ending every process, if one of them fails or ``time_limit`` seconds pass; UsageError if ``out`` is taken or the
+    demo's data are not there.
     """
+    if shards is write_shards and not (DATA.is_dir() and (FEDERATION.parent / "foundation").is_dir()):
+        raise UsageError(
+            "the demo's data and foundation are in tap-edge's source repository and not in the installed package; "
+            "clone the repository and run there: make demo"
+        )
     console = Console() if console is None else console
     began = time.monotonic()
     config = load_toml(federation, FederationConfig)

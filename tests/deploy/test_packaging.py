@@ -2,6 +2,9 @@
 
 import re
 import shlex
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,9 @@ import yaml
 from typer.main import get_command
 
 from coordinator.cli import app as coordinator_app
+from deploy.demo.run import run_demo
 from edge_client.cli import app as client_app
+from tap_core.errors import UsageError
 from tap_core.settings.toml import tomllib
 
 ROOT = Path(__file__).parents[2]
@@ -75,3 +80,28 @@ def test_a_unit_starts_a_real_command_and_stops_trying_when_a_setting_is_wrong(u
     assert parsed(words)
     assert options["RestartPreventExitStatus"] == "2"
     assert options["WantedBy"] == "multi-user.target"
+
+
+def test_the_wheel_carries_code_only(tmp_path):
+    """At most a megabyte: the demo's data and foundation stay in the repository."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")
+    source = tmp_path / "source"
+    for name in filter(None, tracked):
+        path = ROOT / name.decode()
+        if path.is_file():
+            (source / name.decode()).parent.mkdir(parents=True, exist_ok=True)
+            (source / name.decode()).symlink_to(path)
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", tmp_path]
+    subprocess.run([*map(str, build), str(source)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size <= 1_000_000
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"tap_core/components.py", "deploy/demo/report_page.html", "coordinator/migrations/env.py"} <= set(names)
+    assert [n for n in names if n.endswith((".parquet", ".safetensors"))] == []
+
+
+def test_the_demo_without_its_data_says_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("deploy.demo.run.DATA", tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="source repository"):
+        run_demo(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

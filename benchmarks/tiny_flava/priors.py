@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deploy.demo.foundation.vocabulary import SPECIAL
+from tiny_flava.vocabulary import SPECIAL
 
 WORD_SCALE = 0.1
 """Standard deviation of the starting embeddings: word logits, tied to them, start near one."""

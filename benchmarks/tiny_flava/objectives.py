@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import FlavaModel
 
-from deploy.demo.foundation.model import HIDDEN, PATCH, PATCHES, sine_positions
-from deploy.demo.foundation.priors import COMPONENTS
+from tiny_flava.model import HIDDEN, PATCH, PATCHES, sine_positions
+from tiny_flava.priors import COMPONENTS
 
 COARSE = 16
 

@@ -1,4 +1,4 @@
-"""Pretrain `tiny-flava` from scratch: `python -m deploy.demo.foundation.pretrain --out DIRECTORY`.
+"""Pretrain `tiny-flava` from scratch: `PYTHONPATH=benchmarks python -m tiny_flava.pretrain --out DIRECTORY`.
 
 Self-supervised, on the train splits of deploy/demo/data, seeded, on the CPU. A checkpoint beside the output lets an
 interrupted run go on. The result is a directory that FlavaModel and AutoTokenizer load.
@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from transformers import FlavaModel
 
-from deploy.demo.foundation import corpus, vocabulary
-from deploy.demo.foundation import model as shape
-from deploy.demo.foundation.objectives import Heads
-from deploy.demo.foundation.step import Pretraining, Sizes
+from tiny_flava import corpus, vocabulary
+from tiny_flava import model as shape
+from tiny_flava.objectives import Heads
+from tiny_flava.step import Pretraining, Sizes
 
 CHECKPOINT_EVERY = 50
 

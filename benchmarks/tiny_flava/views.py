@@ -9,8 +9,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from deploy.demo.foundation.model import PATCHES, TEXT_POSITIONS
-from deploy.demo.foundation.vocabulary import MASK, SPECIAL
+from tiny_flava.model import PATCHES, TEXT_POSITIONS
+from tiny_flava.vocabulary import MASK, SPECIAL
 
 
 def augmented(pixels: Tensor, generator: Generator) -> Tensor:

@@ -17,10 +17,10 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from deploy.demo.foundation.model import IMAGE_MEAN, IMAGE_SIZE, IMAGE_STD
-from deploy.demo.foundation.vocabulary import PAD, SEP
+from tiny_flava.model import IMAGE_MEAN, IMAGE_SIZE, IMAGE_STD
+from tiny_flava.vocabulary import PAD, SEP
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+DATA = Path(__file__).resolve().parents[2] / "deploy" / "demo" / "data"
 
 
 def rows(table: str, split: str, columns: list[str]) -> list[dict]:

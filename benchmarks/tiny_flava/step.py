@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import FlavaModel
 
-from deploy.demo.foundation import corpus, objectives, views
-from deploy.demo.foundation.model import additive_mask, encode_image, encode_text, mome, mote, pool
-from deploy.demo.foundation.objectives import Heads
-from deploy.demo.foundation.priors import Sketch, word_embeddings
-from deploy.demo.foundation.vocabulary import SPECIAL
+from tiny_flava import corpus, objectives, views
+from tiny_flava.model import additive_mask, encode_image, encode_text, mome, mote, pool
+from tiny_flava.objectives import Heads
+from tiny_flava.priors import Sketch, word_embeddings
+from tiny_flava.vocabulary import SPECIAL
 
 LONGEST = 64
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import FlavaModel
 
-from deploy.demo.foundation import corpus
-from deploy.demo.foundation.model import image_features, text_features
+from tiny_flava import corpus
+from tiny_flava.model import image_features, text_features
 
 PROBES = {"emoji_group": ("emoji", "group"), "fashion_label": ("fashion", "label")}
 TEXT_PROBE = ("definition_category", "definitions", "category")

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_flava import card, corpus, model, objectives, pretrain, priors, probe, step, views, vocabulary
 from tokenizers import Tokenizer
 from transformers import AutoImageProcessor, AutoTokenizer, FlavaModel
 
-from deploy.demo.foundation import card, corpus, model, objectives, pretrain, priors, probe, step, views, vocabulary
-
-DIRECTORY = Path(model.__file__).parent / "tiny-flava"
+DIRECTORY = Path(__file__).parents[2] / "deploy" / "demo" / "foundation" / "tiny-flava"
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Measure the pretrained model and write its card: `python -m deploy.demo.foundation.card DIRECTORY`.
+"""Measure the pretrained model and write its card: `PYTHONPATH=benchmarks python -m tiny_flava.card DIRECTORY`.
 
 It adds the probe's accuracies to losses.json and renders README.md from that file alone, so the card holds no number
 that was not measured.
@@ -16,9 +16,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import FlavaModel
 
-from deploy.demo.foundation import probe
-from deploy.demo.foundation.model import HIDDEN, new_model, tiny_flava_config
-from deploy.demo.foundation.step import Pretraining, Sizes
+from tiny_flava import probe
+from tiny_flava.model import HIDDEN, new_model, tiny_flava_config
+from tiny_flava.step import Pretraining, Sizes
 
 RECORD = "losses.json"
 TEMPLATE = Path(__file__).with_name("card.md")
