@@ -25,7 +25,7 @@ import mini
 import numpy as np
 
 from tap_core.algorithms.participant import Participant, on_wire
-from tap_core.foundations.flava import load_foundation
+from tap_core.foundations import load_foundation
 from tap_core.model.tap_model import build_model
 from tap_core.simulation.in_process import simulate
 from tap_core.training.runtime import Runtime

@@ -21,7 +21,7 @@ from protocol.tensors import ComponentTensors, decode_tensors, digest_of, encode
 from tap_core.algorithms.participant import DeviceState, Participant
 from tap_core.errors import Diverged, TapError
 from tap_core.export.directory import export_task
-from tap_core.foundations.flava import load_foundation
+from tap_core.foundations import load_foundation
 from tap_core.model.tap_model import build_model
 from tap_core.settings.federation import FederationConfig
 from tap_core.training.runtime import Runtime

@@ -14,7 +14,7 @@ from tap_core.settings.base import Settings
 from tap_core.settings.federation import FederationConfig
 from tap_core.settings.toml import validate
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when names, shapes or meanings of components change, so that an old device is refused with a clear message."""
 
 MANIFEST_NAME = "manifest.json"

@@ -12,8 +12,8 @@ from edge_client.datasets import load_tasks
 from protocol.tensors import ComponentTensors, digest_of, encode_tensors
 from tap_core.algorithms.participant import Participant, RoundOutcome, on_wire
 from tap_core.errors import UsageError
+from tap_core.foundations import load_foundation
 from tap_core.foundations.files import foundation_digest
-from tap_core.foundations.flava import load_foundation
 from tap_core.manifest import COMPONENTS_DIRECTORY, ComponentSpec, FederationManifest, without_path
 from tap_core.model.tap_model import Tensors, build_model
 from tap_core.settings.federation import FederationConfig

@@ -74,9 +74,9 @@ def _write_facts(model: TapModel, task: TaskConfig, directory: Path, files: Sequ
                 "std": preprocessor.std.ravel().tolist(),
             },
             "text_length": preprocessor.text_length,
-            "pad_token_id": preprocessor.pad_token_id,
-            "cls_token_id": preprocessor.start_token_id,
-            "sep_token_id": preprocessor.end_token_id,
+            "pad_token_id": preprocessor.special.pad,
+            "cls_token_id": preprocessor.special.start,
+            "sep_token_id": preprocessor.special.end,
             "files": list(files),
         },
     )

@@ -1,0 +1,38 @@
+"""Families of foundations: one file each, one line below (METHOD.md section 3). Importing this loads no torch."""
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tap_core.errors import UsageError
+from tap_core.foundations.files import find_foundation
+from tap_core.registry import Registry
+
+if TYPE_CHECKING:
+    from tap_core.foundations.base import Foundation
+
+FOUNDATIONS = Registry("foundation family", "tap_edge.foundations")
+"""By the ``model_type`` of config.json: a function from a directory to a `Foundation`."""
+
+FOUNDATIONS.add("flava", "tap_core.foundations.flava:load")
+
+
+def load_foundation(source: str) -> "Foundation":
+    """The foundation at ``source``, a directory or hub id; a second call returns the same object (METHOD.md 8, 9).
+
+    Raises UsageError if there is none, if its family is not known, or if its files are damaged or incomplete.
+    """
+    return _load(find_foundation(source).resolve())
+
+
+@functools.lru_cache(maxsize=1)
+def _load(directory: Path) -> "Foundation":
+    from tap_core.foundations.loading import load_json
+
+    family = load_json(directory / "config.json").get("model_type")
+    if family not in FOUNDATIONS:
+        raise UsageError(
+            f"{directory}/config.json has model_type {family!r}; one of {', '.join(FOUNDATIONS)} is needed"
+        )
+    load: object = FOUNDATIONS[str(family)]
+    return load(directory)  # type: ignore[operator,no-any-return]

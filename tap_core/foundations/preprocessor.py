@@ -9,10 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import Tokenizer
 
-from tap_core.errors import UsageError
 from tap_core.examples import Example
+from tap_core.foundations.base import Foundation
 from tap_core.settings.federation import TaskConfig
 from tap_core.tasks.batch import GENERATED_IMAGE_SIZE, IGNORED, TaskBatch
 
@@ -20,17 +19,13 @@ from tap_core.tasks.batch import GENERATED_IMAGE_SIZE, IGNORED, TaskBatch
 class Preprocessor:
     """Images and texts to the tensors that a foundation expects, and back."""
 
-    def __init__(
-        self, *, image_size: int, mean: Sequence[float], std: Sequence[float], tokenizer: Tokenizer, text_length: int
-    ) -> None:
-        self.image_size = image_size
-        self.mean = np.asarray(mean, np.float32).reshape(3, 1, 1)
-        self.std = np.asarray(std, np.float32).reshape(3, 1, 1)
-        self.tokenizer = tokenizer
-        self.text_length = text_length
-        self.pad_token_id = _token_id(tokenizer, "[PAD]")
-        self.start_token_id = _token_id(tokenizer, "[CLS]")
-        self.end_token_id = _token_id(tokenizer, "[SEP]")
+    def __init__(self, foundation: Foundation, *, text_length: int) -> None:
+        self.image_size = foundation.image_size
+        self.mean = np.asarray(foundation.mean, np.float32).reshape(3, 1, 1)
+        self.std = np.asarray(foundation.std, np.float32).reshape(3, 1, 1)
+        self.tokenizer = foundation.tokenizer
+        self.special = foundation.special
+        self.text_length = min(text_length, foundation.text_positions)
 
     def image(self, pixels: np.ndarray, size: int | None = None) -> np.ndarray:
         """uint8 (height, width, 3) to normalised float32 (3, size, size); bicubic where the size differs."""
@@ -51,7 +46,7 @@ class Preprocessor:
         """Token ids and attention mask, int64 (batch, longest); special tokens added, cut to ``text_length``."""
         encoded = [self.tokenizer.encode(text).ids for text in texts]
         cut = [ids if len(ids) <= self.text_length else [*ids[: self.text_length - 1], ids[-1]] for ids in encoded]
-        padded = _pad(cut, self.pad_token_id)
+        padded = _pad(cut, self.special.pad)
         lengths = np.array([len(ids) for ids in cut])[:, None]
         return padded, (np.arange(padded.shape[1])[None] < lengths).astype(np.int64)
 
@@ -60,7 +55,7 @@ class Preprocessor:
         rows = []
         for text in texts:
             ids = self.tokenizer.encode(text, add_special_tokens=False).ids[: length - 1]
-            rows.append([self.start_token_id, *ids, self.end_token_id])
+            rows.append([self.special.start, *ids, self.special.end])
         return _pad(rows, IGNORED)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -92,10 +87,3 @@ def _pad(rows: Sequence[Sequence[int]], value: int) -> np.ndarray:
     for index, row in enumerate(rows):
         padded[index, : len(row)] = row
     return padded
-
-
-def _token_id(tokenizer: Tokenizer, token: str) -> int:
-    found = tokenizer.token_to_id(token)
-    if found is None:
-        raise UsageError(f"the foundation's tokenizer has no {token} token; a BERT-style WordPiece tokenizer is needed")
-    return int(found)

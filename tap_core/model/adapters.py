@@ -73,22 +73,9 @@ def initialise_adapter(parameters: dict[str, nn.Parameter], generator: torch.Gen
                 parameters[name].copy_(drawn)  # the same values whatever device the parameter is on
 
 
-def activate(root: nn.Module, which: ParameterSet, component: str) -> None:
-    """Make the layers of ``root`` use this adapter when they are called without a choice.
-
-    peft also makes the other adapters untrainable then, which would drop the gradients of a graph that already exists
-    (the student's, when the teacher runs after it); so what is trainable stays as it was.
-    """
-    layers = [module for module in root.modules() if isinstance(module, LoraLayer)]
-    trainable = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
-    for layer in layers:
-        layer.set_adapter(adapter_name(which, component))
-    for parameter, flag in trainable:
-        parameter.requires_grad_(flag)
-
-
 def routed(layer: nn.Module, x: Tensor, adapters: Sequence[str]) -> Tensor:
-    """One product with the frozen base for all groups, and each group's own adapter: hard routing.
+    """One product with the frozen base for all groups, and each group's own adapter: hard routing. A layer without
+    adapters is called as it is.
 
     ``x``: (groups, batch, tokens, in), ``adapters``: one name per group; returns (groups, batch, tokens, out). peft's
     own ``adapter_names`` argument goes through a set of strings, whose order, and with it the order in which dropout
@@ -96,7 +83,8 @@ def routed(layer: nn.Module, x: Tensor, adapters: Sequence[str]) -> Tensor:
     """
     if isinstance(layer, MergedLinear):
         return layer(x, adapters)
-    assert isinstance(layer, LoraLayer)
+    if not isinstance(layer, LoraLayer):
+        return layer(x)
     updates = [
         layer.lora_B[name](layer.lora_A[name](layer.lora_dropout[name](group))) * layer.scaling[name]
         for name, group in zip(adapters, x, strict=True)

@@ -10,7 +10,6 @@ Shapes: P paths, B examples, S tokens of one modality, T tokens of all the task'
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tap_core.components import (
@@ -23,14 +22,15 @@ from tap_core.components import (
     mote_attention,
     mote_expert,
 )
-from tap_core.model.adapters import ParameterSet, adapter_name, add_adapters, routed, share_frozen
+from tap_core.model.adapters import ParameterSet, adapter_name, add_adapters, share_frozen
+from tap_core.model.transformer import attend, transform
 from tap_core.settings.federation import LoraConfig
 
 TARGETS = {
-    "mote/attention": r"mote\.\d+\.attention\.attention\.(query|value)",
-    "mote/expert": r"mote\.\d+\.(intermediate|output)\.dense",
-    "mome/attention": r"mome\.\d+\.attention\.attention\.(query|value)",
-    "mome/expert": r"mome\.\d+\.(intermediate|output)\.dense",
+    "mote/attention": r"mote\.\d+\.(q|v)",
+    "mote/expert": r"mote\.\d+\.(up|down)",
+    "mome/attention": r"mome\.\d+\.(q|v)",
+    "mome/expert": r"mome\.\d+\.(up|down)",
 }
 """Which frozen linear layers the adapters of a component family sit on."""
 
@@ -38,13 +38,13 @@ TARGETS = {
 class Backbone(nn.Module):
     """2L frozen layers and the adapters of the given components."""
 
-    def __init__(self, layers: nn.ModuleList, stage_layers: int, components: Sequence[str], lora: LoraConfig) -> None:
+    def __init__(self, blocks: nn.ModuleList, stage_layers: int, components: Sequence[str], lora: LoraConfig) -> None:
         """Raises ValueError if there are fewer than ``2 * stage_layers`` layers."""
         super().__init__()
-        if len(layers) < 2 * stage_layers:
-            raise ValueError(f"stage_layers = {stage_layers} needs {2 * stage_layers} layers; there are {len(layers)}")
-        self.mote = share_frozen(layers[:stage_layers])
-        self.mome = share_frozen(layers[stage_layers : 2 * stage_layers])
+        if len(blocks) < 2 * stage_layers:
+            raise ValueError(f"stage_layers = {stage_layers} needs {2 * stage_layers} layers; there are {len(blocks)}")
+        self.mote = share_frozen(blocks[:stage_layers])
+        self.mome = share_frozen(blocks[stage_layers : 2 * stage_layers])
         for component in components:
             if (targets := TARGETS.get(family(component))) is not None:
                 rank = lora.attention if family(component).endswith("attention") else lora.expert
@@ -68,11 +68,11 @@ class Backbone(nn.Module):
         lengths = [s.shape[2] for s in stacked.values()]
         attention = [adapter_name(which, mome_attention(path.kind_key(kind))) for path in PATHS]
         for layer in self.mome:
-            x = _attend(layer, x, mask, attention)  # all modalities meet here
+            x = attend(layer, x, mask, attention)  # all modalities meet here
             parts = []
             for modality, part in zip(streams, x.split(lengths, dim=2), strict=True):
                 experts = [mome_expert(path.kind_key(kind), path.modality_key(modality)) for path in PATHS]
-                parts.append(_transform(layer, part, [adapter_name(which, e) for e in experts]))
+                parts.append(transform(layer, part, [adapter_name(which, e) for e in experts]))
             x = torch.cat(parts, dim=2)
         return x.mean(0), mask
 
@@ -83,30 +83,8 @@ class Backbone(nn.Module):
         x = x.expand(2, *x.shape)  # before the first expert, paths with the same a are equal: two groups, not four
         for index, layer in enumerate(self.mote):
             if index == 0:
-                x = _attend(layer, x, mask, [own, shared]).repeat_interleave(2, dim=0)  # (P, B, S, d)
+                x = attend(layer, x, mask, [own, shared]).repeat_interleave(2, dim=0)  # (P, B, S, d)
             else:
-                x = _attend(layer, x, mask, [own, own, shared, shared])
-            x = _transform(layer, x, [adapter_name(which, e) for e in experts])
+                x = attend(layer, x, mask, [own, own, shared, shared])
+            x = transform(layer, x, [adapter_name(which, e) for e in experts])
         return x
-
-
-def _attend(layer: nn.Module, x: Tensor, mask: Tensor, adapters: Sequence[str]) -> Tensor:
-    """x + Attn(LN1 x): x (groups, B, S, d), mask (B, S), one adapter name per group."""
-    attention = layer.attention.attention
-    groups, batch, tokens, hidden = x.shape
-    heads = attention.num_attention_heads
-    normed = layer.layernorm_before(x)
-
-    def split(y: Tensor) -> Tensor:  # (groups, B, S, d) to (groups * B, heads, S, d / heads)
-        return y.reshape(groups * batch, tokens, heads, hidden // heads).transpose(1, 2)
-
-    query, value = routed(attention.query, normed, adapters), routed(attention.value, normed, adapters)
-    keys_seen = mask.expand(groups, *mask.shape).reshape(groups * batch, 1, 1, tokens)
-    mixed = F.scaled_dot_product_attention(split(query), split(attention.key(normed)), split(value), keys_seen)
-    return x + layer.attention.output.dense(mixed.transpose(1, 2).reshape(x.shape))
-
-
-def _transform(layer: nn.Module, x: Tensor, adapters: Sequence[str]) -> Tensor:
-    """x + FFN(LN2 x): x (groups, B, S, d), one adapter name per group."""
-    inner = routed(layer.intermediate.dense, layer.layernorm_after(x), adapters)
-    return x + routed(layer.output.dense, layer.intermediate.intermediate_act_fn(inner), adapters)

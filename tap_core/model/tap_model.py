@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from tap_core.components import Modality, decoder, encoder, family, owned_components
 from tap_core.errors import UsageError
-from tap_core.foundations.flava import Foundation
+from tap_core.foundations.base import Foundation
 from tap_core.foundations.preprocessor import Preprocessor
 from tap_core.model import adapters
 from tap_core.model.adapters import PARAMETER_SETS, ParameterSet
 from tap_core.model.backbone import Backbone
+from tap_core.model.encoders import AdaptedEncoder
 from tap_core.seeds import derive_seed
 from tap_core.settings.federation import FederationConfig, TaskConfig
 from tap_core.tasks.batch import TaskBatch
@@ -24,8 +25,6 @@ from tap_core.tasks.decoders import TextDecoder, build_decoder
 
 Tensors = dict[str, dict[str, np.ndarray]]
 """Component name to tensor name to array."""
-
-ENCODER_TARGETS = r".*attention\.attention\.(query|value)"
 
 
 class TapModel(nn.Module):
@@ -38,26 +37,15 @@ class TapModel(nn.Module):
         self.tasks = {task.name: task for task in tasks}
         self.components = owned_components(tasks)
         self.embeddings = foundation.word_embeddings  # a frozen parameter: it moves to a device with the model
-        self.preprocessor = Preprocessor(
-            image_size=foundation.image_size,
-            mean=foundation.mean,
-            std=foundation.std,
-            tokenizer=foundation.tokenizer,
-            text_length=min(config.training.text_length, foundation.text_positions),
-        )
+        self.preprocessor = Preprocessor(foundation, text_length=config.training.text_length)
         modalities: list[Modality] = [m for m in ("image", "text") if encoder(m) in self.components]
-        self.encoders = nn.ModuleDict({m: adapters.share_frozen(foundation.encoders[m]) for m in modalities})
-        self.projections = nn.ModuleDict({m: foundation.projections[m] for m in modalities})
-        for modality in modalities:
-            adapters.add_adapters(
-                self.encoders[modality], encoder(modality), ENCODER_TARGETS, config.lora.encoder, config.lora.dropout
-            )
-        if len(foundation.layers) < 2 * config.model.stage_layers:
+        self.encoders = nn.ModuleDict({m: AdaptedEncoder(foundation.encoders[m], m, config.lora) for m in modalities})
+        if len(foundation.blocks) < 2 * config.model.stage_layers:
             raise UsageError(
                 f"model.stage_layers = {config.model.stage_layers} needs {2 * config.model.stage_layers} multimodal "
-                f"layers and the foundation has {len(foundation.layers)}; lower it"
+                f"layers and the foundation has {len(foundation.blocks)}; lower it"
             )
-        self.backbone = Backbone(foundation.layers, config.model.stage_layers, self.components, config.lora)
+        self.backbone = Backbone(foundation.blocks, config.model.stage_layers, self.components, config.lora)
         self.decoders = nn.ModuleDict()
         for task in tasks:
             for which in PARAMETER_SETS:
@@ -65,7 +53,7 @@ class TapModel(nn.Module):
                     task,
                     config.model,
                     hidden=foundation.hidden,
-                    heads=foundation.heads,
+                    heads=foundation.blocks[0].heads,
                     embeddings=foundation.word_embeddings,
                 )
         self._parameters_of = {
@@ -75,7 +63,7 @@ class TapModel(nn.Module):
     def _find_parameters(self, which: ParameterSet, component: str) -> dict[str, nn.Parameter]:
         match family(component):
             case "encoder":
-                return adapters.adapter_parameters(self.encoders[component.split("/")[1]], which, component)
+                return adapters.adapter_parameters(self.encoders[component.split("/")[1]].encoder, which, component)
             case "decoder":
                 return dict(self.decoders[adapters.adapter_name(which, component)].named_parameters())
             case _:
@@ -132,15 +120,12 @@ class TapModel(nn.Module):
         streams: dict[Modality, Tensor] = {}
         masks: dict[Modality, Tensor] = {}
         for modality in batch.task.inputs:
-            module = self.encoders[modality]
-            adapters.activate(module, which, encoder(modality))
             if modality == "image":
-                hidden = module(pixel_values=batch.image).last_hidden_state
-                masks[modality] = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+                streams[modality] = self.encoders[modality](batch.image, None, which)
+                masks[modality] = torch.ones(streams[modality].shape[:2], dtype=torch.bool, device=batch.image.device)
             else:
-                hidden = module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-                masks[modality] = batch.attention_mask.bool()  # type: ignore[union-attr]
-            streams[modality] = self.projections[modality](hidden)
+                masks[modality] = batch.attention_mask.bool()
+                streams[modality] = self.encoders[modality](batch.input_ids, masks[modality], which)
         return self.backbone(streams, masks, batch.task.kind, which)  # type: ignore[no-any-return]
 
     def decode(self, task: TaskConfig, tokens: Tensor, mask: Tensor, target: Tensor, which: ParameterSet) -> Tensor:

@@ -67,8 +67,8 @@ def answer(model: TapModel, which: ParameterSet, batch: TaskBatch, accelerator: 
             tokens,
             mask,
             model.embeddings,
-            start=preprocessor.start_token_id,
-            end=preprocessor.end_token_id,
+            start=preprocessor.special.start,
+            end=preprocessor.special.end,
         )
     return [preprocessor.decode(row) for row in rows]
 

@@ -65,7 +65,7 @@ def test_pretraining_runs_the_layers_as_the_backbone_does(shipped, tokenizer):
     """With adapters at zero, tap_core's tokens are those that the objectives saw."""
     from tap_core.components import owned_components
     from tap_core.examples import Example
-    from tap_core.foundations.flava import load_foundation
+    from tap_core.foundations import load_foundation
     from tap_core.model.tap_model import TapModel
     from tap_core.settings.federation import FederationConfig
 

@@ -29,7 +29,7 @@ from protocol.messages import MAX_MESSAGE, SUBPROTOCOL, ComponentRef, Done, Fetc
 from protocol.session import BlobReceived, Session
 from protocol.tensors import DTYPES, ComponentTensors, decode_tensors, digest_of, encode_tensors
 from tap_core.components import examples_per_component, owned_components
-from tap_core.manifest import COMPONENTS_DIRECTORY, ComponentSpec, FederationManifest
+from tap_core.manifest import COMPONENTS_DIRECTORY, SCHEMA_VERSION, ComponentSpec, FederationManifest
 from tap_core.settings.federation import FederationConfig
 
 FOUNDATION = "f" * 64
@@ -208,7 +208,7 @@ class FakeDevice:
 
     def hello(self, **changes):
         facts = {"device": self.name, "federation": self.manifest.config.name, "tasks": self.tasks}
-        return Hello(**{**facts, "foundation": FOUNDATION, "schema_version": 1, **changes})
+        return Hello(**{**facts, "foundation": FOUNDATION, "schema_version": SCHEMA_VERSION, **changes})
 
     async def say(self, message):
         data = self.session.send(message)

@@ -8,7 +8,7 @@ from PIL import Image
 from edge_client.inference import Predictor, predict, read_image
 from tap_core.examples import Example
 from tap_core.export.directory import export_task
-from tap_core.foundations.flava import load_foundation
+from tap_core.foundations import load_foundation
 from tap_core.model.adapters import PARAMETER_SETS
 from tap_core.model.tap_model import build_model
 from tap_core.tasks.generation import generate
@@ -75,7 +75,7 @@ def test_a_text_is_written_as_the_model_writes_it(exported, picture, beams):
         with torch.no_grad():
             tokens, mask = model.encode(batch, "personal")
         decoder, preprocessor = model.decoder("ask", "personal"), model.preprocessor
-        ends = {"start": preprocessor.start_token_id, "end": preprocessor.end_token_id}
+        ends = {"start": preprocessor.special.start, "end": preprocessor.special.end}
         (expected,) = generate(decoder, tokens, mask, model.embeddings, **ends, beams=beams)
         predictor = Predictor(directory / "ask")
         answer = predictor.write(predictor.inputs(path, question), beams=beams)

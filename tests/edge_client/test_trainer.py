@@ -13,7 +13,7 @@ from edge_client.trainer import LocalTrainer, build_trainer
 from protocol.tensors import ComponentTensors, decode_tensors, digest_of, encode_tensors
 from tap_core.algorithms.participant import WIRE_DTYPES, DeviceState, FinishOutcome, RoundOutcome, Update
 from tap_core.errors import Diverged, TapError
-from tap_core.foundations.flava import load_foundation
+from tap_core.foundations import load_foundation
 from tap_core.model.tap_model import build_model
 
 TASKS = ("colour", "letters")

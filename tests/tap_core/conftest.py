@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture(scope="session")
 def mini_model(mini_config: Callable[..., Any]) -> Callable[..., Any]:
     """Build a fresh model: ``mini_model("colour", "ask", lora={"dropout": 0.0})``; all tasks if none is named."""
-    from tap_core.foundations.flava import load_foundation
+    from tap_core.foundations import load_foundation
     from tap_core.model.tap_model import build_model
 
     def make(*tasks: str, **tables: Any) -> Any:

@@ -22,7 +22,7 @@ def setup(mini_model: Make, mini_examples: Make, randomise: Make) -> Any:
 def score(model: Any, decoder: Any, tokens: torch.Tensor, mask: torch.Tensor, row: list[int], end: int) -> float:
     """Mean log-probability per word of an answer, without a cache."""
     words = row + ([end] if len(row) < decoder.length else [])
-    given = torch.tensor([[model.preprocessor.start_token_id, *words[:-1]]])
+    given = torch.tensor([[model.preprocessor.special.start, *words[:-1]]])
     with torch.no_grad():
         logits, _ = decoder(tokens, mask, given, model.embeddings)
     return float(torch.log_softmax(logits[0], -1)[range(len(words)), words].mean())
@@ -30,7 +30,7 @@ def score(model: Any, decoder: Any, tokens: torch.Tensor, mask: torch.Tensor, ro
 
 def test_greedy_with_the_cache_is_greedy_without(mini_model: Make, mini_examples: Make, randomise: Make) -> None:
     model, decoder, tokens, mask = setup(mini_model, mini_examples, randomise)
-    start, end = model.preprocessor.start_token_id, model.preprocessor.end_token_id
+    start, end = model.preprocessor.special.start, model.preprocessor.special.end
     answers = generate(decoder, tokens, mask, model.embeddings, start=start, end=end)
     assert len(answers) == 5 and max(len(a) for a in answers) > 1
     for i, found in enumerate(answers):
@@ -46,7 +46,7 @@ def test_greedy_with_the_cache_is_greedy_without(mini_model: Make, mini_examples
 
 def test_beams_find_answers_at_least_as_likely(mini_model: Make, mini_examples: Make, randomise: Make) -> None:
     model, decoder, tokens, mask = setup(mini_model, mini_examples, randomise)
-    start, end = model.preprocessor.start_token_id, model.preprocessor.end_token_id
+    start, end = model.preprocessor.special.start, model.preprocessor.special.end
     greedy = generate(decoder, tokens, mask, model.embeddings, start=start, end=end)
     beam = generate(decoder, tokens, mask, model.embeddings, start=start, end=end, beams=4)
 

@@ -37,15 +37,15 @@ def test_texts_are_padded_and_cut_with_the_end_token_kept(mini_model: Make) -> N
     preprocessor = mini_model("letters").preprocessor
     ids, mask = preprocessor.texts(["a b", "a b c d e f g h " * 5])
     assert ids.shape == (2, 16) and mask.sum(axis=1).tolist() == [4, 16]
-    assert ids[1, -1] == preprocessor.end_token_id and ids[0, 4:].tolist() == [0] * 12
+    assert ids[1, -1] == preprocessor.special.end and ids[0, 4:].tolist() == [0] * 12
 
 
 def test_answers_begin_and_end_with_their_tokens_and_stay_within_the_length(mini_model: Make) -> None:
     preprocessor = mini_model("ask").preprocessor
     rows = preprocessor.answers(["red", "a b c d e f g h"], length=5)
     assert rows.shape == (2, 6)
-    assert rows[0].tolist()[3:] == [IGNORED] * 3 and rows[0, 2] == preprocessor.end_token_id
-    assert rows[1, 0] == preprocessor.start_token_id and rows[1, 5] == preprocessor.end_token_id
+    assert rows[0].tolist()[3:] == [IGNORED] * 3 and rows[0, 2] == preprocessor.special.end
+    assert rows[1, 0] == preprocessor.special.start and rows[1, 5] == preprocessor.special.end
     assert preprocessor.decode(rows[1]) == "a b c d"
 
 

@@ -1,0 +1,70 @@
+"""Named things of one sort, each in a file of its own that is imported when it is first asked for. No torch.
+
+A package outside this one adds its own either by calling `add`, or with an entry point in the registry's group:
+
+    [project.entry-points."tap_edge.task_kinds"]
+    rating = "my_package.rating:Rating"
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from tap_core.errors import UsageError
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Things by name. ``what`` they are is for messages; ``group`` names the entry points of other packages."""
+
+    def __init__(self, what: str, group: str) -> None:
+        self.what, self.group = what, group
+        self._found: dict[str, Any] = {}
+        self._looked = False
+
+    def add(self, name: str, thing: "T | str") -> None:
+        """Add a thing, or where to import it from: ``"package.module:attribute"``.
+
+        Raises ValueError if the name is taken by another.
+        """
+        if self._found.setdefault(name, thing) is not thing:
+            raise ValueError(f"there is a {self.what} {name!r} already; choose another name")
+
+    def __getitem__(self, name: str) -> T:
+        self._look()
+        thing = self._found[name]
+        if isinstance(thing, str):
+            module, _, attribute = thing.partition(":")
+            thing = getattr(import_module(module), attribute)
+            self._found[name] = thing
+        found: T = thing
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        self._look()
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        self._look()
+        return len(self._found)
+
+    def __contains__(self, name: object) -> bool:
+        self._look()
+        return name in self._found
+
+    def named(self, name: str) -> T:
+        """The thing of this name. Raises UsageError, with the nearest known name, if there is none."""
+        if name not in self:
+            nearest = difflib.get_close_matches(name, list(self), n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(self)}"
+            raise UsageError(f"no {self.what} {name!r}; {hint}")
+        return self[name]
+
+    def _look(self) -> None:
+        if not self._looked:
+            self._looked = True
+            for point in entry_points(group=self.group):
+                self._found.setdefault(point.name, f"{point.module}:{point.attr}")
