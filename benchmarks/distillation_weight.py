@@ -21,8 +21,9 @@ from deploy.demo.run import FEDERATION
 from deploy.demo.shards import toml_of, write_shards
 from deploy.tap.federations import find_devices, load_federation, load_participants, version_0
 from tap_core.algorithms.participant import Participant, TaskResult
-from tap_core.settings.federation import FederationConfig, PerKind
+from tap_core.settings.federation import Betas, FederationConfig
 from tap_core.simulation.in_process import owned, simulate
+from tap_core.tasks import KINDS
 
 Scores = dict[str, TaskResult]
 
@@ -40,7 +41,7 @@ def write_devices(directory: Path, config: FederationConfig) -> None:
 
 
 def with_beta(config: FederationConfig, beta: float) -> FederationConfig:
-    weights = PerKind(**dict.fromkeys(PerKind.model_fields, beta))
+    weights = Betas(**dict.fromkeys(KINDS, beta))
     return config.model_copy(update={"distillation": config.distillation.model_copy(update={"beta": weights})})
 
 

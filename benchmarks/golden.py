@@ -30,7 +30,7 @@ from tap_core.model.tap_model import build_model
 from tap_core.simulation.in_process import simulate
 from tap_core.training.runtime import Runtime
 
-DEVICES = {"a": ("colour", "letters"), "b": ("ask", "redraw"), "c": ("colour", "ask", "letters", "redraw")}
+DEVICES = {"a": ("colour", "letters"), "b": ("ask", "redraw", "shade"), "c": ("colour", "ask", "letters", "marks")}
 
 
 def digest(tensors: Mapping[str, Mapping[str, np.ndarray]]) -> str:

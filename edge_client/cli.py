@@ -193,17 +193,13 @@ def predict(
 ) -> None:
     """Run an exported model on an image, a text, or both. Needs onnxruntime, tokenizers and pillow; no torch."""
     from edge_client.inference import predict as run
+    from tap_core.tasks import task_kind
 
     facts = run(model, image, text, output=output, beams=beams)
     if as_json:
         typer.echo(json.dumps(facts))
-    elif facts["kind"] == "image_generation":
-        typer.echo(f"{facts['path']} ({facts['width']} x {facts['height']})")
-    elif facts["kind"] == "text_generation":
-        typer.echo(facts["answer"])
     else:
-        for label, probability in list(facts["probabilities"].items())[:5]:
-            typer.echo(f"{probability:6.1%}  {label}")
+        typer.echo(task_kind(facts["kind"]).line(facts))
 
 
 def _agent(settings: "ClientConfig", max_wait: float | None, watch: "_Watch") -> "Agent":

@@ -5,13 +5,10 @@ formats (`tables`) nor batches. Everything that can be wrong with the data is fo
 one line; only damage inside an image whose header is sound shows later, when the image is drawn.
 """
 
-import difflib
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import overload
-
-import numpy as np
+from typing import Any, overload
 
 from edge_client.config import ClientConfig, Columns, TaskDataConfig
 from edge_client.tables import FOLDER_CLASS, FOLDER_IMAGE, FolderTable, Table, forget_unpacked, open_dataset, open_table
@@ -19,6 +16,7 @@ from tap_core.errors import UsageError
 from tap_core.examples import Example, TaskData
 from tap_core.seeds import derive_seed
 from tap_core.settings.federation import FederationConfig, TaskConfig
+from tap_core.tasks import task_kind
 
 CACHE_DIRECTORY = "datasets"
 """Below the device's state directory: unpacked Parquet, private as everything there, and gone when its file changes."""
@@ -27,9 +25,7 @@ CACHE_DIRECTORY = "datasets"
 class Examples(Sequence[Example]):
     """Some rows of a table as examples of one task; images are decoded when an example is taken."""
 
-    def __init__(
-        self, task: TaskConfig, table: Table, columns: Columns, targets: Sequence[int | str], rows: Sequence[int]
-    ):
+    def __init__(self, task: TaskConfig, table: Table, columns: Columns, targets: Sequence[Any], rows: Sequence[int]):
         self.table = table
         self._task, self._columns, self._targets, self._rows = task, columns, targets, rows
 
@@ -46,8 +42,8 @@ class Examples(Sequence[Example]):
         row = self._rows[index]
         image = self.table.image(row, self._columns.image) if "image" in self._task.inputs else None
         text = self.table.text(row, self._columns.text) if "text" in self._task.inputs else None
-        target: int | str | np.ndarray
-        if self._task.kind != "image_generation":
+        target: Any
+        if task_kind(self._task.kind).target != "image":
             target = self._targets[row]
         elif self._columns.target is not None:
             target = self.table.image(row, self._columns.target)
@@ -55,6 +51,13 @@ class Examples(Sequence[Example]):
             assert image is not None
             target = image
         return Example(image, text, target)
+
+    @property
+    def targets(self) -> list[Any]:
+        """The target of each example; no image is decoded but where targets are images."""
+        if self._targets:
+            return [self._targets[row] for row in self._rows]
+        return [self[index].target for index in range(len(self))]
 
     def subset(self, rows: Sequence[int]) -> "Examples":
         return Examples(self._task, self.table, self._columns, self._targets, rows)
@@ -153,13 +156,10 @@ def _read(task: TaskConfig, source: TaskDataConfig, table: Table) -> Examples:
     if "text" in task.inputs:
         for row in rows:
             table.text(row, columns.text)
-    targets: list[int | str] = []
-    if task.classes:
+    targets: list[Any] = []
+    if task_kind(task.kind).target != "image":
         assert columns.target is not None
-        targets.extend(_class_indices(task, table, columns.target))
-    elif task.kind == "text_generation":
-        assert columns.target is not None
-        targets.extend(table.text(row, columns.target) for row in rows)
+        targets.extend(_target(task, table, row, columns.target) for row in rows)
     elif columns.target is not None:
         _check_images(table, columns.target, rows)
     return Examples(task, table, columns, targets, rows)
@@ -167,15 +167,16 @@ def _read(task: TaskConfig, source: TaskDataConfig, table: Table) -> Examples:
 
 def _columns(task: TaskConfig, source: TaskDataConfig, table: Table) -> Columns:
     """The column of each role that the task has; all are columns of the table."""
+    kind = task_kind(task.kind)
     if isinstance(table, FolderTable):
-        if task.kind not in ("image_classification", "image_generation") or tuple(task.inputs) != ("image",):
+        if not kind.folder or tuple(task.inputs) != ("image",):
             raise UsageError(
                 f"{table.source}: an image folder gives images and classes only, and task {task.name!r} is "
                 f"{task.kind} from {' and '.join(task.inputs)}; give a .csv, .jsonl or .parquet file"
             )
         return Columns(image=FOLDER_IMAGE, target=FOLDER_CLASS if task.classes else None)
     columns = source.columns
-    reconstructs = task.kind == "image_generation" and "image" in task.inputs
+    reconstructs = kind.target == "image" and "image" in task.inputs
     if columns.target is None and not reconstructs:
         columns = columns.model_copy(update={"target": "target"})
     for modality in task.inputs:
@@ -190,20 +191,14 @@ def _check_images(table: Table, column: str, rows: Iterable[int]) -> None:
         table.check_image(row, column)
 
 
-def _class_indices(task: TaskConfig, table: Table, column: str) -> list[int]:
-    """Each row's class as its index in the federation's order, which is the order of the decoder's outputs."""
-    index_of = {name: index for index, name in enumerate(task.classes)}
-    found = []
-    for row in range(len(table)):
-        if table.cell(row, column) is None and isinstance(table, FolderTable):
-            raise UsageError(f"{table.where(row)} is in no class; move it into a sub-folder named after its class")
-        name = table.text(row, column)
-        if name not in index_of:
-            nearest = difflib.get_close_matches(name, index_of, n=1, cutoff=0.5)
-            hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-            raise UsageError(
-                f"{table.where(row)}: class {name!r} is not a class of task {task.name!r}; {hint}"
-                f"its classes are {', '.join(task.classes)}"
-            )
-        found.append(index_of[name])
-    return found
+def _target(task: TaskConfig, table: Table, row: int, column: str) -> Any:
+    """The target of a row, as the task's kind reads it; a class is its index in the federation's order."""
+    kind, cell = task_kind(task.kind), table.cell(row, column)
+    if cell is None and isinstance(table, FolderTable):
+        raise UsageError(f"{table.where(row)} is in no class; move it into a sub-folder named after its class")
+    if not isinstance(cell, list):
+        cell = "" if kind.may_be_empty and cell in (None, "") else table.text(row, column)
+    try:
+        return kind.parse(cell, task)
+    except ValueError as error:
+        raise UsageError(f"{table.where(row)}: {error}") from None

@@ -12,15 +12,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tokenizers import Tokenizer
 
-from tap_core.components import Modality, TaskKind
+from tap_core.components import Modality
 from tap_core.errors import UsageError
-
-MODEL_FILES: dict[TaskKind, tuple[str, ...]] = {
-    "image_classification": ("model.onnx",),
-    "text_classification": ("model.onnx",),
-    "image_generation": ("model.onnx",),
-    "text_generation": ("encoder.onnx", "step.onnx"),
-}
+from tap_core.tasks import KINDS, TaskKind, task_kind
 
 LOAD_ERRORS = tuple(
     getattr(onnxruntime_errors, name)
@@ -44,15 +38,20 @@ class ExportedTask(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
-    kind: TaskKind
+    kind: str
     inputs: tuple[Modality, ...] = Field(min_length=1)
     classes: tuple[str, ...] = ()
     length: int = Field(default=32, ge=1, description="Most tokens of an answer.")
+    facts: dict[str, float] = Field(default={}, description="What the kind learnt from the device's train split.")
     image: ImageSettings | None = None
     text_length: int = Field(default=256, ge=2, description="Most tokens of an input text.")
     pad_token_id: int = 0
     cls_token_id: int = Field(default=0, description="The decoder's start token.")
     sep_token_id: int = Field(default=0, description="The decoder's end token.")
+
+    @property
+    def known_kind(self) -> TaskKind:
+        return task_kind(self.kind)
 
 
 def read_task(directory: Path) -> ExportedTask:
@@ -69,7 +68,12 @@ def read_task(directory: Path) -> ExportedTask:
         raise UsageError(f"{path} is not an export's task.json ({where}); export the task again") from None
     except ValueError:  # no JSON or no UTF-8
         raise UsageError(f"{path} is not valid JSON; export the task again") from None
-    if task.image is None and ("image" in task.inputs or task.kind == "image_generation"):
+    if task.kind not in KINDS:
+        raise UsageError(
+            f"{path} is of kind {task.kind!r}, which this version lacks; its kinds are {', '.join(KINDS)}: "
+            "use the version or install the package that exported it"
+        )
+    if task.image is None and ("image" in task.inputs or task.known_kind.target == "image"):
         raise UsageError(f"{path} lacks 'image', the size and normalisation of images; export the task again")
     return task
 

@@ -17,7 +17,7 @@ import onnxruntime
 from PIL import Image
 from tokenizers import Tokenizer
 
-from edge_client.exported import MODEL_FILES, ImageSettings, open_model, open_tokenizer, read_task
+from edge_client.exported import ImageSettings, open_model, open_tokenizer, read_task
 from edge_client.images import ImageError, read_pixels
 from tap_core.errors import UsageError
 
@@ -38,8 +38,9 @@ class Predictor:
         """``threads``: CPU threads, 0 for all cores. Raises UsageError if the directory is no complete export."""
         directory = Path(export_dir)
         self.task = read_task(directory)
-        self.sessions = {name: open_model(directory / name, threads) for name in MODEL_FILES[self.task.kind]}
-        reads_or_writes_text = "text" in self.task.inputs or self.task.kind == "text_generation"
+        self.kind = self.task.known_kind
+        self.sessions = {name: open_model(directory / name, threads) for name in self.kind.files}
+        reads_or_writes_text = "text" in self.task.inputs or self.kind.generates_text
         self.tokenizer = open_tokenizer(directory / "tokenizer.json") if reads_or_writes_text else None
 
     def inputs(self, image: str | Path | None = None, text: str | None = None) -> dict[str, np.ndarray]:
@@ -60,19 +61,16 @@ class Predictor:
             tensors |= {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         return tensors
 
-    def classify(self, inputs: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Probability by class name, likeliest first."""
-        (logits,) = self.sessions["model.onnx"].run(["logits"], dict(inputs))
-        probabilities = np.exp(log_softmax(logits[0].astype(np.float64)))
-        order = np.argsort(-probabilities, kind="stable")
-        return {self.task.classes[i]: float(probabilities[i]) for i in order}
-
-    def draw(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The generated image, uint8 (64, 64, 3)."""
-        (pixels,) = self.sessions["model.onnx"].run(["pixels"], dict(inputs))
-        if self.task.image is None:
-            raise UsageError(f"task {self.task.name!r}: its task.json lacks 'image'; export the task again")
-        return to_pixels(pixels[0], self.task.image)
+    def answer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """What the task's kind makes of the output, for the kinds that do not generate text; a generated image is
+        ``pixels``, uint8 (height, width, 3)."""
+        (output,) = self.sessions["model.onnx"].run([self.kind.output], dict(inputs))
+        facts = self.kind.predict(output[0], self.task)
+        if "pixels" in facts:
+            if self.task.image is None:
+                raise UsageError(f"task {self.task.name!r}: its task.json lacks 'image'; export the task again")
+            facts["pixels"] = to_pixels(facts["pixels"], self.task.image)
+        return facts
 
     def write(self, inputs: Mapping[str, np.ndarray], *, beams: int = 1) -> Answer:
         """The generated text. ``beams`` = 1 is greedy; more returns the one with the best mean log-probability."""
@@ -103,9 +101,9 @@ def predict(
 ) -> dict[str, Any]:
     """The facts about one prediction, ready for JSON: always ``task`` and ``kind``, and by kind
 
-    classification: ``label``, ``probability`` and ``probabilities`` (by class, likeliest first); image generation:
-    ``path`` of the PNG written (``output``, or TASK.png in the working directory), ``width``, ``height``; text
-    generation: ``answer``, ``tokens`` (their number) and ``score``.
+    classification: ``label``, ``probability`` and ``probabilities`` (by class, likeliest first); multilabel: ``labels``
+    and ``probabilities``; regression: ``value``; image generation: ``path`` of the PNG written (``output``, or TASK.png
+    in the working directory), ``width``, ``height``; text generation: ``answer``, ``tokens`` (their number), ``score``.
 
     Raises UsageError, in one line, for a directory that is no export, a missing input, or a file that is no image.
     """
@@ -113,19 +111,17 @@ def predict(
     task = predictor.task
     facts: dict[str, Any] = {"task": task.name, "kind": task.kind}
     inputs = predictor.inputs(image, text)
-    if task.kind == "image_generation":
-        pixels = predictor.draw(inputs)
-        path = Path(output) if output is not None else Path(f"{task.name}.png")
-        save_png(pixels, path)
-        return facts | {"path": str(path), "width": pixels.shape[1], "height": pixels.shape[0]}
-    if output is not None:
+    if output is not None and predictor.kind.target != "image":
         raise UsageError(f"task {task.name!r} writes no image; leave --output out")
-    if task.kind == "text_generation":
+    if predictor.kind.generates_text:
         answer = predictor.write(inputs, beams=beams)
         return facts | {"answer": answer.text, "tokens": len(answer.tokens), "score": answer.score}
-    probabilities = predictor.classify(inputs)
-    label = next(iter(probabilities))
-    return facts | {"label": label, "probability": probabilities[label], "probabilities": probabilities}
+    found = predictor.answer(inputs)
+    if (pixels := found.pop("pixels", None)) is not None:
+        path = Path(output) if output is not None else Path(f"{task.name}.png")
+        save_png(pixels, path)
+        found |= {"path": str(path), "width": pixels.shape[1], "height": pixels.shape[0]}
+    return facts | found
 
 
 def read_image(path: str | Path) -> np.ndarray:

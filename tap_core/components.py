@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, get_args
 
 Modality = Literal["image", "text"]
-TaskKind = Literal["image_classification", "text_classification", "image_generation", "text_generation"]
+TaskKind = str
+"""The name of a task kind, one of `tap_core.tasks.KINDS`."""
 ComponentFamily = Literal["encoder", "mote/attention", "mote/expert", "mome/attention", "mome/expert", "decoder"]
 
 SHARED = "shared"

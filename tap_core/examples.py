@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -10,12 +11,13 @@ import numpy as np
 class Example:
     """One example of a task.
 
-    ``image``: uint8 (height, width, 3), any size. ``target``: a class index, an answer, or a uint8 image, by the kind.
+    ``image``: uint8 (height, width, 3), any size. ``target``: by the task's kind, for example the index of a class, an
+    answer, or a uint8 image.
     """
 
     image: np.ndarray | None
     text: str | None
-    target: int | str | np.ndarray
+    target: Any
 
 
 @dataclass(frozen=True)
@@ -24,3 +26,9 @@ class TaskData:
 
     train: Sequence[Example]
     test: Sequence[Example]
+
+
+def targets_of(examples: Sequence[Example]) -> Sequence[Any]:
+    """The examples' targets; a sequence that has them as ``targets`` need not decode its images for that."""
+    known = getattr(examples, "targets", None)
+    return [example.target for example in examples] if known is None else known

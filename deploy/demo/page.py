@@ -20,18 +20,12 @@ from deploy.demo.report import (
     write_whole,
 )
 from deploy.demo.wording import count_word, format_bytes, format_duration, format_score, metric_name, words
+from tap_core.tasks import task_kind
 
 PAGE_NAME = "report.html"
 TEMPLATE = Path(__file__).with_name("report_page.html")
 COLUMNS = ("floor", "federated", "stage1", "personal")
-LOSS_UNITS = {"image_generation": "squared error per pixel", "text_generation": "nats per token"}
 EXAMPLES_SHOWN = 4
-KINDS = {
-    "image_classification": "image classification",
-    "text_classification": "text classification",
-    "image_generation": "image generation",
-    "text_generation": "text generation",
-}
 
 
 def write_page(out: Path, report: Report, outcomes: Mapping[str, DeviceOutcome], machine: Machine) -> Path:
@@ -116,7 +110,7 @@ def _result_row(task: str, scores: TaskScores) -> str:
     )
     scale = better_scale(**values, higher_is_better=scores.higher_is_better)
     arrow = "↑" if scores.higher_is_better else "↓"
-    what = f'<span class="wide">{KINDS[scores.kind]}, </span>{escape(metric_name(scores.metric))} {arrow}'
+    what = f'<span class="wide">{task_kind(scores.kind).words}, </span>{escape(metric_name(scores.metric))} {arrow}'
     return (
         f"<tr><td>{escape(words(task))}<br><small>{what}</small></td>"
         f'<td class="n wide">{scores.n_test}</td>{cells}<td>{scale}</td></tr>'
@@ -150,7 +144,7 @@ def _loss_charts(report: Report, outcomes: Mapping[str, DeviceOutcome]) -> Itera
                 [line.round + 1 for line in played if line.replaced.get(task)],
                 rounds=report.rounds,
                 x_label="round",
-                y_label=LOSS_UNITS.get(scores.kind, "nats per example"),
+                y_label=task_kind(scores.kind).loss_unit,
             )
             caption = f"<b>{escape(words(task))}</b><small>{escape(name)}</small>"
             yield f"<figure><figcaption>{caption}</figcaption>{chart}</figure>"
@@ -192,7 +186,7 @@ def _examples(outcomes: Mapping[str, DeviceOutcome]) -> str:
         for task, samples in outcome.results.samples.items():
             kind = outcome.results.tasks[task].kind if task in outcome.results.tasks else ""
             shown = samples[:EXAMPLES_SHOWN]
-            body = _pictures(shown) if kind == "image_generation" else _answers(shown)
+            body = _pictures(shown) if kind and task_kind(kind).target == "image" else _answers(shown)
             parts.append(f'<div class="task"><h3>{escape(words(task))}<small>{escape(name)}</small></h3></div>{body}')
     return "".join(parts)
 

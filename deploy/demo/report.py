@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge_client.journal import EXPORTS, RESULTS, ROUNDS, read_json, read_rounds
-from tap_core.components import TaskKind
 from tap_core.errors import TapError
 
 REPORT_NAME = "report.json"
@@ -28,7 +27,7 @@ class _Facts(BaseModel):
 class TaskScores(_Facts):
     """One task's metric on the device's test split: the floor, the global model, and the personal one twice."""
 
-    kind: TaskKind
+    kind: str
     metric: str
     higher_is_better: bool
     n_test: int = Field(ge=0)
@@ -36,6 +35,9 @@ class TaskScores(_Facts):
     federated: float
     stage1: float
     personal: float
+    floor_answer: str = ""
+    intervals: dict[str, tuple[float, float]] = {}
+    metrics: dict[str, dict[str, float]] = {}
 
     def error(self, value: float) -> float:
         """``value`` as an error, less is better: one minus a score, or the error itself."""

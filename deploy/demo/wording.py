@@ -9,12 +9,14 @@ def words(name: str) -> str:
 
 
 def metric_name(metric: str) -> str:
-    return {"mse": "mean squared error", "token_f1": "token F1"}.get(metric, words(metric))
+    return {"mse": "mean squared error", "token_f1": "token F1", "macro_f1": "macro F1", "r2": "R²"}.get(
+        metric, words(metric)
+    )
 
 
 def short_metric_name(metric: str) -> str:
     """For a narrow table."""
-    return {"mse": "MSE", "token_f1": "F1"}.get(metric, words(metric))
+    return {"mse": "MSE", "token_f1": "F1", "macro_f1": "F1", "r2": "R²"}.get(metric, words(metric))
 
 
 def format_score(metric: str, value: float) -> str:

@@ -13,8 +13,8 @@ from tap_core.examples import Example
 from tap_core.model.tap_model import TapModel
 from tap_core.seeds import derive_seed
 from tap_core.settings.federation import FederationConfig
+from tap_core.tasks import task_kind
 from tap_core.tasks.batch import TaskBatch
-from tap_core.tasks.objectives import divergences
 from tap_core.training.loop import Extra, Phase, Progress, train
 
 
@@ -60,6 +60,7 @@ def teaching(model: TapModel, config: FederationConfig, accelerator: Accelerator
         with torch.no_grad(), accelerator.autocast():
             taught = model(batch, "federated")
         model.train()
-        return settings.beta.of(batch.task.kind) * divergences(output, taught, batch, settings.temperature)
+        kind = task_kind(batch.task.kind)
+        return settings.beta.of(kind.name) * kind.divergence(output, taught, batch.target, settings.temperature)
 
     return extra

@@ -20,9 +20,9 @@ from tap_core.components import examples_per_component
 from tap_core.examples import Example, TaskData
 from tap_core.model.tap_model import TapModel, Tensors
 from tap_core.seeds import derive_seed
-from tap_core.settings.federation import FederationConfig
-from tap_core.tasks.objectives import METRICS
-from tap_core.training.evaluation import data_uri, evaluate, floor, samples
+from tap_core.settings.federation import FederationConfig, TaskConfig
+from tap_core.tasks import task_kind
+from tap_core.training.evaluation import Score, data_uri, evaluate, floor, samples, shown
 from tap_core.training.loop import Phase, Progress, train
 from tap_core.training.optimizer import warmed_up
 from tap_core.training.runtime import Runtime, make_accelerator
@@ -86,8 +86,9 @@ class RoundOutcome:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A task's metric on the device's test split: the constant answer, the global model, and x_i before and after
-    stage 2."""
+    """A task's main metric on the device's test split: the best trivial answer (named), the global model, and x_i
+    before and after stage 2. ``intervals``: of 95 %, by bootstrap over the test examples. ``metrics``: every metric of
+    the kind, by name, with the same four values."""
 
     kind: str
     metric: str
@@ -97,6 +98,9 @@ class TaskResult:
     federated: float
     stage1: float
     personal: float
+    floor_answer: str = ""
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,8 @@ class Participant:
         self.config, self.device, self.model, self.data = config, device, model, data
         self.runtime = Runtime() if runtime is None else runtime
         self.tasks = config.tasks_named(data)
+        for task in self.tasks:
+            model.preprocessor.fit(task, data[task.name].train)
 
     @property
     def examples(self) -> dict[str, int]:
@@ -202,41 +208,66 @@ class Participant:
         self.model.load("personal", state.personal or received)
         measured = [task for task in self.tasks if self.data[task.name].test]
 
-        def scores(which: Any) -> dict[str, float]:
-            return {t.name: evaluate(self.model, which, t, self.data[t.name].test, accelerator) for t in measured}
+        beams = self.config.evaluation.beams
 
-        shown = {task.name: _spread(self.data[task.name].test, SAMPLES) for task in measured}
+        def scores(which: Any) -> dict[str, Score]:
+            return {
+                t.name: evaluate(self.model, which, t, self.data[t.name].test, accelerator, beams=beams)
+                for t in measured
+            }
+
+        chosen = {task.name: _spread(self.data[task.name].test, SAMPLES) for task in measured}
 
         def outputs(which: Any) -> dict[str, list[str]]:
-            return {t.name: samples(self.model, which, t, shown[t.name], accelerator) for t in measured}
+            return {t.name: samples(self.model, which, t, chosen[t.name], accelerator) for t in measured}
 
         federated, federated_outputs, stage1 = scores("federated"), outputs("federated"), scores("personal")
         if distilling:
             distil(self.model, self._train_data, self.config, self.device, accelerator, on_progress)
         personal, personal_outputs = scores("personal"), outputs("personal")
         results = {
-            task.name: TaskResult(
-                task.kind,
-                *METRICS[task.kind],
-                n_test=len(self.data[task.name].test),
-                floor=floor(self.model.preprocessor, task, self.data[task.name]),
-                federated=federated[task.name],
-                stage1=stage1[task.name],
-                personal=personal[task.name],
+            task.name: self._result(
+                task,
+                {"federated": federated[task.name], "stage1": stage1[task.name], "personal": personal[task.name]},
             )
             for task in measured
         }
         rows = {
             task.name: [
-                {**_shown_example(example, task.classes), "federated": f, "personal": p}
+                {**self._shown_example(task, example), "federated": f, "personal": p}
                 for example, f, p in zip(
-                    shown[task.name], federated_outputs[task.name], personal_outputs[task.name], strict=True
+                    chosen[task.name], federated_outputs[task.name], personal_outputs[task.name], strict=True
                 )
             ]
             for task in measured
         }
         after = replace(state, personal=self.model.state("personal"), finished=True)
         return FinishOutcome(after, results, rows)
+
+    def _result(self, task: TaskConfig, scores: Mapping[str, Score]) -> TaskResult:
+        data, main = self.data[task.name], task_kind(task.kind).metrics[0]
+        answer, constant = floor(self.model.preprocessor, task, data)
+        every = {"floor": constant, **scores}
+        return TaskResult(
+            task.kind,
+            main.name,
+            main.higher_is_better,
+            n_test=len(data.test),
+            **{name: found.main for name, found in every.items()},
+            floor_answer=answer,
+            intervals={name: found.interval for name, found in every.items()},
+            metrics={
+                metric: {name: found.values[metric] for name, found in every.items()} for metric in constant.values
+            },
+        )
+
+    def _shown_example(self, task: TaskConfig, example: Example) -> dict[str, Any]:
+        preprocessor, target = self.model.preprocessor, example.target
+        given = {"image": None if example.image is None else data_uri(example.image), "text": example.text}
+        return {
+            "input": {key: value for key, value in given.items() if value is not None},
+            "target": data_uri(target) if isinstance(target, np.ndarray) else shown(preprocessor, task, target),
+        }
 
     @property
     def _train_data(self) -> dict[str, Any]:
@@ -254,13 +285,3 @@ def on_wire(tensors: Tensors, dtype: str) -> Tensors:
     return {
         name: {key: value.astype(WIRE_DTYPES[dtype]) for key, value in group.items()} for name, group in tensors.items()
     }
-
-
-def _shown_example(example: Example, classes: tuple[str, ...]) -> dict[str, Any]:
-    target = example.target
-    if isinstance(target, np.ndarray):
-        shown: str = data_uri(target)
-    else:
-        shown = classes[target] if isinstance(target, int) else target
-    given = {"image": None if example.image is None else data_uri(example.image), "text": example.text}
-    return {"input": {key: value for key, value in given.items() if value is not None}, "target": shown}

@@ -19,6 +19,7 @@ from tap_core.export.graphs import difference, write_graphs
 from tap_core.model.adapters import ParameterSet
 from tap_core.model.tap_model import TapModel
 from tap_core.settings.federation import TaskConfig
+from tap_core.tasks import task_kind
 
 TOLERANCE = 1e-3
 """The largest difference between torch's and onnxruntime's outputs with which an export is accepted."""
@@ -68,6 +69,7 @@ def _write_facts(model: TapModel, task: TaskConfig, directory: Path, files: Sequ
             "inputs": list(task.inputs),
             "classes": list(task.classes),
             "length": task.length,
+            "facts": dict(preprocessor.facts.get(task.name, {})),
             "image": {
                 "size": preprocessor.image_size,
                 "mean": preprocessor.mean.ravel().tolist(),
@@ -80,7 +82,7 @@ def _write_facts(model: TapModel, task: TaskConfig, directory: Path, files: Sequ
             "files": list(files),
         },
     )
-    if "text" in task.inputs or task.kind == "text_generation":
+    if "text" in task.inputs or task_kind(task.kind).generates_text:
         preprocessor.tokenizer.save(str(directory / "tokenizer.json"))
 
 

@@ -20,8 +20,10 @@ from tap_core.components import components_of_task, encoder
 from tap_core.model.adapters import ParameterSet, adapter_name, merge
 from tap_core.model.tap_model import TapModel
 from tap_core.settings.federation import TaskConfig
-from tap_core.tasks.batch import IGNORED, TaskBatch
+from tap_core.tasks import task_kind
+from tap_core.tasks.batch import TaskBatch
 from tap_core.tasks.decoders import TextDecoder
+from tap_core.tasks.text_generation import IGNORED
 
 Arrays = dict[str, np.ndarray]
 
@@ -43,8 +45,8 @@ class Whole(nn.Module):
         self.model, self.task, self.which = model, task, which
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        tokens, mask = self.model.encode(_batch(self.task, inputs), self.which)
-        output: Tensor = self.model.decoder(self.task.name, self.which)(tokens, mask)
+        tokens = self.model.encode(_batch(self.task, inputs), self.which)
+        output: Tensor = self.model.decoder(self.task.name, self.which)(tokens)
         return output
 
 
@@ -52,8 +54,8 @@ class Encode(Whole):
     """The task's inputs to the tokens that the text decoder attends to, and their mask as int64."""
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        tokens, mask = self.model.encode(_batch(self.task, inputs), self.which)
-        return tokens, mask.long()
+        tokens = self.model.encode(_batch(self.task, inputs), self.which)
+        return tokens.values, tokens.mask.long()
 
 
 class Step(nn.Module):
@@ -81,10 +83,11 @@ def write_graphs(model: TapModel, batch: TaskBatch, directory: Path, which: Para
     shapes = {name: {0: rows} if name == "image" else {0: rows, 1: Dim("words", min=1)} for name in inputs}
     if "attention_mask" in inputs:
         shapes["attention_mask"][1] = shapes["input_ids"][1]
-    if task.kind != "text_generation":
-        output = "pixels" if task.kind == "image_generation" else "logits"
-        _write(Whole(merged, task, which), {"inputs": inputs}, {"inputs": shapes}, [output], directory / "model.onnx")
-        return ("model.onnx",)
+    kind = task_kind(task.kind)
+    if not kind.generates_text:
+        whole = Whole(merged, task, which)
+        _write(whole, {"inputs": inputs}, {"inputs": shapes}, [kind.output], directory / "model.onnx")
+        return kind.files
     encode = Encode(merged, task, which)
     _write(encode, {"inputs": inputs}, {"inputs": shapes}, ["memory", "memory_mask"], directory / "encoder.onnx")
     decoder = merged.decoder(task.name, which)
@@ -108,7 +111,7 @@ def write_graphs(model: TapModel, batch: TaskBatch, directory: Path, which: Para
         ["logits", "key", "value"],
         directory / "step.onnx",
     )
-    return ("encoder.onnx", "step.onnx")
+    return kind.files
 
 
 def difference(model: TapModel, batch: TaskBatch, directory: Path, which: ParameterSet) -> float:
@@ -120,7 +123,7 @@ def difference(model: TapModel, batch: TaskBatch, directory: Path, which: Parame
     with torch.no_grad():
         expected = model(batch, which).float().numpy()
     inputs = {name: tensor.numpy() for name, tensor in _inputs(batch).items()}
-    if batch.task.kind != "text_generation":
+    if not task_kind(batch.task.kind).generates_text:
         (given,) = _session(directory / "model.onnx").run(None, inputs)
         return float(np.abs(given - expected).max())
     memory, mask = _session(directory / "encoder.onnx").run(None, inputs)

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tap_core.examples import Example
+from tap_core.examples import Example, targets_of
 from tap_core.foundations.base import Foundation
 from tap_core.settings.federation import TaskConfig
-from tap_core.tasks.batch import GENERATED_IMAGE_SIZE, IGNORED, TaskBatch
+from tap_core.tasks import task_kind
+from tap_core.tasks.base import Facts
+from tap_core.tasks.batch import TaskBatch
 
 
 class Preprocessor:
@@ -26,6 +28,14 @@ class Preprocessor:
         self.tokenizer = foundation.tokenizer
         self.special = foundation.special
         self.text_length = min(text_length, foundation.text_positions)
+        self.facts: dict[str, Facts] = {}
+        """By task, what its kind learnt from the device's train split."""
+
+    def fit(self, task: TaskConfig, train: Sequence[Example]) -> None:
+        """Learn what a task's kind needs to know of the train split, such as the mean and spread of numbers."""
+        kind = task_kind(task.kind)
+        if kind.target != "image":
+            self.facts[task.name] = kind.fit(task, targets_of(train))
 
     def image(self, pixels: np.ndarray, size: int | None = None) -> np.ndarray:
         """uint8 (height, width, 3) to normalised float32 (3, size, size); bicubic where the size differs."""
@@ -50,13 +60,13 @@ class Preprocessor:
         lengths = np.array([len(ids) for ids in cut])[:, None]
         return padded, (np.arange(padded.shape[1])[None] < lengths).astype(np.int64)
 
-    def answers(self, texts: Sequence[str], length: int) -> np.ndarray:
-        """Start token, at most ``length`` tokens of which the last is the end token, then ``IGNORED``."""
+    def answers(self, texts: Sequence[str], length: int, padding: int) -> np.ndarray:
+        """Start token, at most ``length`` tokens of which the last is the end token, then ``padding``."""
         rows = []
         for text in texts:
             ids = self.tokenizer.encode(text, add_special_tokens=False).ids[: length - 1]
             rows.append([self.special.start, *ids, self.special.end])
-        return _pad(rows, IGNORED)
+        return _pad(rows, padding)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
@@ -72,14 +82,8 @@ class Preprocessor:
         if "text" in task.inputs:
             texts = [e.text for e in examples if e.text is not None]
             ids, mask = (torch.from_numpy(array) for array in self.texts(texts))
-        if task.kind == "image_generation":
-            stacked = np.stack([self.image(np.asarray(e.target), GENERATED_IMAGE_SIZE) for e in examples])
-            target = torch.from_numpy(stacked)
-        elif task.kind == "text_generation":
-            target = torch.from_numpy(self.answers([str(e.target) for e in examples], task.length))
-        else:
-            target = torch.tensor([int(e.target) for e in examples])  # type: ignore[arg-type]
-        return TaskBatch(task, image, ids, mask, target)
+        target = task_kind(task.kind).encode(task, examples, self, self.facts.get(task.name, {}))
+        return TaskBatch(task, image, ids, mask, torch.from_numpy(target))
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> np.ndarray:

@@ -20,8 +20,9 @@ from tap_core.model.backbone import Backbone
 from tap_core.model.encoders import AdaptedEncoder
 from tap_core.seeds import derive_seed
 from tap_core.settings.federation import FederationConfig, TaskConfig
+from tap_core.tasks import task_kind
 from tap_core.tasks.batch import TaskBatch
-from tap_core.tasks.decoders import TextDecoder, build_decoder
+from tap_core.tasks.decoders import HeadSizes, TextDecoder, Tokens
 
 Tensors = dict[str, dict[str, np.ndarray]]
 """Component name to tensor name to array."""
@@ -46,16 +47,20 @@ class TapModel(nn.Module):
                 f"layers and the foundation has {len(foundation.blocks)}; lower it"
             )
         self.backbone = Backbone(foundation.blocks, config.model.stage_layers, self.components, config.lora)
+        sizes = HeadSizes(
+            hidden=foundation.hidden,
+            heads=foundation.blocks[0].heads,
+            words=foundation.word_embeddings.shape,
+            classifier_width=config.model.classifier_width,
+            image_width=config.model.image_decoder_width,
+            text_width=config.model.text_decoder_width,
+            text_layers=config.model.text_decoder_layers,
+        )
         self.decoders = nn.ModuleDict()
         for task in tasks:
             for which in PARAMETER_SETS:
-                self.decoders[adapters.adapter_name(which, decoder(task.name))] = build_decoder(
-                    task,
-                    config.model,
-                    hidden=foundation.hidden,
-                    heads=foundation.blocks[0].heads,
-                    embeddings=foundation.word_embeddings,
-                )
+                head = task_kind(task.kind).head(task, sizes)
+                self.decoders[adapters.adapter_name(which, decoder(task.name))] = head
         self._parameters_of = {
             which: {name: self._find_parameters(which, name) for name in self.components} for which in PARAMETER_SETS
         }
@@ -115,8 +120,8 @@ class TapModel(nn.Module):
                 adapters.initialise_adapter(self._parameters_of["federated"][name], generator)
         self.load("personal", self.state("federated"))
 
-    def encode(self, batch: TaskBatch, which: ParameterSet) -> tuple[Tensor, Tensor]:
-        """The backbone's tokens (batch, tokens, d) and their mask, bool (batch, tokens)."""
+    def encode(self, batch: TaskBatch, which: ParameterSet) -> Tokens:
+        """The backbone's tokens for a batch of one task."""
         streams: dict[Modality, Tensor] = {}
         masks: dict[Modality, Tensor] = {}
         for modality in batch.task.inputs:
@@ -126,23 +131,23 @@ class TapModel(nn.Module):
             else:
                 masks[modality] = batch.attention_mask.bool()
                 streams[modality] = self.encoders[modality](batch.input_ids, masks[modality], which)
-        return self.backbone(streams, masks, batch.task.kind, which)  # type: ignore[no-any-return]
+        values, mask = self.backbone(streams, masks, batch.task.kind, which)
+        return Tokens(values, mask, tuple(stream.shape[1] for stream in streams.values()))
 
-    def decode(self, task: TaskConfig, tokens: Tensor, mask: Tensor, target: Tensor, which: ParameterSet) -> Tensor:
-        """The task's output: logits (batch, classes), pixels (batch, 3, 64, 64), or logits (batch, words, V).
+    def decode(self, task: TaskConfig, tokens: Tokens, target: Tensor, which: ParameterSet) -> Tensor:
+        """The decoder's output (batch, ...); for text the logits (batch, words, V).
 
         For text, ``target`` is fed in as the words before each word (teacher forcing); padding in it is harmless.
         """
         module = self.decoder(task.name, which)
         if isinstance(module, TextDecoder):
             words = target[:, :-1].clamp(min=0)
-            return module(tokens, mask, words, self.embeddings)[0]  # type: ignore[no-any-return]
-        return module(tokens, mask)  # type: ignore[no-any-return]
+            return module(tokens.values, tokens.mask, words, self.embeddings)[0]  # type: ignore[no-any-return]
+        return module(tokens)  # type: ignore[no-any-return]
 
     def forward(self, batch: TaskBatch, which: ParameterSet) -> Tensor:
         """The output of ``decode`` for a batch of one task, through the components of one set."""
-        tokens, mask = self.encode(batch, which)
-        return self.decode(batch.task, tokens, mask, batch.target, which)
+        return self.decode(batch.task, self.encode(batch, which), batch.target, which)
 
     def decoder(self, task_name: str, which: ParameterSet) -> nn.Module:
         return self.decoders[adapters.adapter_name(which, decoder(task_name))]

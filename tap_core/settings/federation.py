@@ -6,13 +6,14 @@ It knows the file format and the limits of each value. It does not know tensors,
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
-from tap_core.components import Modality, TaskKind
+from tap_core.components import Modality
 from tap_core.errors import UsageError
 from tap_core.settings.base import Name, Settings
+from tap_core.tasks import task_kind
 
 
 def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -21,27 +22,32 @@ def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _known_kind(name: str) -> str:
+    try:
+        task_kind(name)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+KindName = Annotated[str, AfterValidator(_known_kind)]
+"""The name of a task kind (`tap_core.tasks.KINDS`)."""
+
+
 class TaskConfig(Settings):
     """One task of the federation: t(o), M(o) and what its decoder must put out."""
 
     name: Name = Field(description="Filled in from the table's name.")
-    kind: TaskKind
+    kind: KindName = Field(description="What the task is: a name of `tap_core.tasks.KINDS`.")
     inputs: Annotated[tuple[Modality, ...], AfterValidator(_distinct)] = Field(min_length=1)
     classes: Annotated[tuple[str, ...], AfterValidator(_distinct)] = Field(
-        default=(), description="Class names, for the classification kinds, in the order of the decoder's outputs."
+        default=(), description="Class names, for kinds that have classes, in the order of the decoder's outputs."
     )
     length: int = Field(default=32, ge=2, le=1024, description="Most target tokens, for text_generation.")
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "TaskConfig":
-        classifies = self.kind in ("image_classification", "text_classification")
-        if classifies and len(self.classes) < 2:
-            raise ValueError(f"a {self.kind} task needs 'classes' with two names or more")
-        if not classifies and self.classes:
-            raise ValueError(f"a {self.kind} task takes no 'classes'")
-        required = {"image_classification": "image", "text_classification": "text"}.get(self.kind)
-        if required and required not in self.inputs:
-            raise ValueError(f"a {self.kind} task needs {required!r} among its 'inputs'")
+        task_kind(self.kind).check(self)
         return self
 
 
@@ -65,6 +71,9 @@ class ModelConfig(Settings):
     """Sizes of what is built around the frozen encoders (METHOD.md section 3)."""
 
     stage_layers: int = Field(default=1, ge=1, description="L: MoTE layers, and as many MoME layers after them.")
+    classifier_width: int = Field(
+        default=128, ge=8, description="Width of the inner layer of decoders that put out a few numbers."
+    )
     text_decoder_layers: int = Field(default=2, ge=1)
     text_decoder_width: int = Field(default=256, ge=8, description="At most the hidden size is used.")
     image_decoder_width: int = Field(default=128, ge=8, description="Channels of the first transposed convolution.")
@@ -145,16 +154,35 @@ class TrainingConfig(Settings):
 
 
 class PerKind(Settings):
-    """One number for each task kind."""
+    """One number for each task kind; a kind that is not named has its own default (`tap_core.tasks`)."""
 
-    image_classification: float = Field(default=0.01, ge=0)
-    text_classification: float = Field(default=0.005, ge=0)
-    image_generation: float = Field(default=0.005, ge=0)
-    text_generation: float = Field(default=0.01, ge=0)
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[float, Field(ge=0)]] = Field(init=False)
+    default: ClassVar[str]
+    """Which attribute of a task kind is its default."""
 
-    def of(self, kind: TaskKind) -> float:
-        value: float = getattr(self, kind)
+    @model_validator(mode="after")
+    def _names_kinds(self) -> "PerKind":
+        for name in self.__pydantic_extra__:
+            _known_kind(name)
+        return self
+
+    def of(self, kind: str) -> float:
+        """The number of a kind."""
+        value: float = self.__pydantic_extra__.get(kind, getattr(task_kind(kind), self.default))
         return value
+
+
+class Margins(PerKind):
+    """Margin of each task kind: how much lower the federated loss must be (METHOD.md section 6)."""
+
+    default = "margin"
+
+
+class Betas(PerKind):
+    """Weight of distillation of each task kind."""
+
+    default = "beta"
 
 
 SharedReplacement = Literal["all", "any"]
@@ -164,7 +192,7 @@ SharedReplacement = Literal["all", "any"]
 class TapConfig(Settings):
     """Margin replacement (METHOD.md section 4, step 3)."""
 
-    margins: PerKind = PerKind()
+    margins: Margins = Margins()
     shared_replacement: SharedReplacement = "all"
 
 
@@ -176,8 +204,15 @@ class DistillationConfig(Settings):
     )
     learning_rate: float = Field(default=1e-4, gt=0)
     temperature: float = Field(default=1.0, gt=0, description="T of the softmax.")
-    beta: PerKind = PerKind(
-        image_classification=0.5, text_classification=0.5, image_generation=0.1, text_generation=0.5
+    beta: Betas = Betas()
+
+
+class EvaluationConfig(Settings):
+    """How the personal models are measured on the test split."""
+
+    beams: int = Field(default=1, ge=1, le=64, description="Beams of text generation; 1 is greedy.")
+    bert_model: str = Field(
+        default="", description="Local directory of the model that BERTScore compares texts with; empty for none."
     )
 
 
@@ -200,6 +235,7 @@ class FederationConfig(Settings):
     training: TrainingConfig = TrainingConfig()
     tap: TapConfig = TapConfig()
     distillation: DistillationConfig = DistillationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     wire: WireConfig = WireConfig()
 
     @model_validator(mode="before")

@@ -7,20 +7,13 @@ from torch import Tensor
 
 from tap_core.settings.federation import TaskConfig
 
-GENERATED_IMAGE_SIZE = 64
-"""Side of a generated image in pixels (METHOD.md section 3)."""
-
-IGNORED = -100
-"""Label of a padding token: no loss is computed there."""
-
 
 @dataclass(frozen=True)
 class TaskBatch:
     """Tensors of ``size`` examples of one task.
 
     ``image``: float32 (batch, 3, size, size), normalised. ``input_ids`` and ``attention_mask``: int64 (batch, length).
-    ``target``: class indices int64 (batch,), normalised pixels float32 (batch, 3, 64, 64), or answer tokens int64
-    (batch, length + 1) that begin with the start token and are padded with ``IGNORED``.
+    ``target``: (batch, ...), what the task's kind makes of the examples' targets (`TaskKind.encode`).
     """
 
     task: TaskConfig

@@ -5,53 +5,68 @@ Shapes: B examples, T tokens, d hidden size, V vocabulary, w decoder width.
 """
 
 import itertools
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tap_core.settings.federation import ModelConfig, TaskConfig
-from tap_core.tasks.batch import GENERATED_IMAGE_SIZE
+
+@dataclass(frozen=True)
+class HeadSizes:
+    """What a decoder's size depends on, beside its task. ``words``: shape (V, width) of the frozen word embeddings."""
+
+    hidden: int
+    heads: int
+    words: torch.Size
+    classifier_width: int
+    image_width: int
+    text_width: int
+    text_layers: int
 
 
-def build_decoder(task: TaskConfig, config: ModelConfig, *, hidden: int, heads: int, embeddings: Tensor) -> nn.Module:
-    """The decoder of a task. ``embeddings``: the frozen word embeddings (V, d_text), for their shape."""
-    if task.kind == "image_generation":
-        return ImageDecoder(hidden, config.image_decoder_width)
-    if task.kind == "text_generation":
-        width = min(config.text_decoder_width, hidden)
-        while width % heads:
-            heads -= 1
-        return TextDecoder(hidden, width, heads, config.text_decoder_layers, task.length, embeddings.shape)
-    return Classifier(hidden, len(task.classes))
+class Tokens(NamedTuple):
+    """What the backbone puts out: ``values`` (B, T, d), bool ``mask`` (B, T) that is false where padding, and how many
+    of the T are of each of the task's modalities, in order."""
+
+    values: Tensor
+    mask: Tensor
+    lengths: tuple[int, ...]
 
 
-def pool(tokens: Tensor, mask: Tensor) -> Tensor:
-    """The mean of the tokens that are no padding: (B, T, d) and bool (B, T) to (B, d)."""
-    weights = mask.unsqueeze(-1).to(tokens.dtype)
-    return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1)
+def pool(tokens: Tokens) -> Tensor:
+    """(B, d): the mean over modalities of each one's mean over tokens that are no padding, so that two hundred image
+    tokens do not drown ten words."""
+    parts = []
+    for values, mask in zip(
+        tokens.values.split(tokens.lengths, dim=1), tokens.mask.split(tokens.lengths, dim=1), strict=True
+    ):
+        weights = mask.unsqueeze(-1).to(values.dtype)
+        parts.append((values * weights).sum(1) / weights.sum(1).clamp(min=1))
+    return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
 
 
-class Classifier(nn.Module):
-    """Logits from the mean-pooled tokens: (B, T, d) to (B, classes)."""
+class PooledHead(nn.Module):
+    """A few numbers from the pooled tokens, through one inner layer: to (B, outputs)."""
 
-    def __init__(self, hidden: int, classes: int) -> None:
+    def __init__(self, hidden: int, width: int, outputs: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden)
-        self.inner = nn.Linear(hidden, hidden)
-        self.outer = nn.Linear(hidden, classes)
+        self.inner = nn.Linear(hidden, min(width, hidden))
+        self.outer = nn.Linear(min(width, hidden), outputs)
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        logits: Tensor = self.outer(F.gelu(self.inner(self.norm(pool(tokens, mask)))))
-        return logits
+    def forward(self, tokens: Tokens) -> Tensor:
+        output: Tensor = self.outer(F.gelu(self.inner(self.norm(pool(tokens)))))
+        return output
 
 
 class ImageDecoder(nn.Module):
-    """An image from the mean-pooled tokens: (B, T, d) to normalised pixels (B, 3, 64, 64)."""
+    """An image from the pooled tokens: normalised pixels (B, 3, side, side), the side a multiple of 16."""
 
-    def __init__(self, hidden: int, width: int) -> None:
+    def __init__(self, hidden: int, width: int, side: int) -> None:
         super().__init__()
-        self.width, self.start = width, GENERATED_IMAGE_SIZE // 16
+        self.width, self.start = width, side // 16
         self.norm = nn.LayerNorm(hidden)
         self.seed = nn.Linear(hidden, width * self.start**2)
         channels = [width, max(width // 2, 4), max(width // 4, 4), max(width // 8, 4), 3]
@@ -59,9 +74,9 @@ class ImageDecoder(nn.Module):
             nn.ConvTranspose2d(i, o, kernel_size=4, stride=2, padding=1) for i, o in itertools.pairwise(channels)
         )
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        x = self.seed(self.norm(pool(tokens, mask))).unflatten(1, (self.width, self.start, self.start))
-        for layer in self.up:  # the side doubles each time: 4, 8, 16, 32, 64
+    def forward(self, tokens: Tokens) -> Tensor:
+        x = self.seed(self.norm(pool(tokens))).unflatten(1, (self.width, self.start, self.start))
+        for layer in self.up:  # the side doubles each time
             x = layer(F.gelu(x))
         return x
 

@@ -1,93 +1,143 @@
 """How good a parameter set is on held-out examples, how good the floor is, and samples to look at.
 
-Metrics are means over examples (METHOD.md section 6). It knows the model's outputs and the kinds' metrics. It does not
-know rounds or files.
+Metrics are over examples, never means of batch means (METHOD.md section 6). It knows the model's outputs and asks the
+task's kind what they are worth. It does not know rounds or files.
 """
 
 import base64
 import io
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from tap_core.examples import Example, TaskData
+from tap_core.examples import Example, TaskData, targets_of
 from tap_core.foundations.preprocessor import Preprocessor
 from tap_core.model.adapters import ParameterSet
 from tap_core.model.tap_model import TapModel
 from tap_core.settings.federation import TaskConfig
-from tap_core.tasks.batch import GENERATED_IMAGE_SIZE, TaskBatch
+from tap_core.tasks import task_kind
+from tap_core.tasks.batch import TaskBatch
 from tap_core.tasks.decoders import TextDecoder
 from tap_core.tasks.generation import generate
-from tap_core.tasks.objectives import hits, squared_error, token_f1
 
 BATCH = 64
 
 
+@dataclass(frozen=True)
+class Score:
+    """The values of a task's metrics by name, the main one first, and the main one's bootstrap interval of 95 %."""
+
+    values: Mapping[str, float]
+    interval: tuple[float, float]
+
+    @property
+    def main(self) -> float:
+        return next(iter(self.values.values()))
+
+
 def evaluate(
-    model: TapModel, which: ParameterSet, task: TaskConfig, examples: Sequence[Example], accelerator: Accelerator
-) -> float:
-    """The task's metric over ``examples``: accuracy, mean squared error of normalised pixels, or mean token F1."""
-    total = 0.0
-    for part, batch in _batches(model, task, examples, accelerator):
-        if task.kind == "text_generation":
-            answers = answer(model, which, batch, accelerator)
-            total += sum(token_f1(given, str(e.target)) for given, e in zip(answers, part, strict=True))
+    model: TapModel,
+    parameter_set: ParameterSet,
+    task: TaskConfig,
+    examples: Sequence[Example],
+    accelerator: Accelerator,
+    *,
+    beams: int = 1,
+) -> Score:
+    """All metrics of the task over ``examples``, of which there must be one or more; ``beams`` for generated text."""
+    given = answers(model, parameter_set, task, examples, accelerator, beams=beams)
+    return score(task, given, _wanted(model.preprocessor, task, examples))
+
+
+def score(task: TaskConfig, given: Sequence[Any], wanted: Sequence[Any]) -> Score:
+    """The metrics of answers against the right ones."""
+    metrics = task_kind(task.kind).metrics
+    values = {metric.name: metric.value(given, wanted) for metric in metrics}
+    return Score(values, metrics[0].interval(given, wanted))
+
+
+def floor(preprocessor: Preprocessor, task: TaskConfig, data: TaskData) -> tuple[str, Score]:
+    """The best trivial answer on the test split, and its name (METHOD.md section 11).
+
+    The trivial answers come from the train split; that the best of them is taken on the test split can only raise the
+    floor.
+    """
+    kind = task_kind(task.kind)
+    known = _wanted(preprocessor, task, data.train)
+    wanted = _wanted(preprocessor, task, data.test)
+    best: tuple[str, Score] | None = None
+    for name, given in kind.trivial(task, known, data.test).items():
+        found = score(task, given, wanted)
+        if best is None or kind.metrics[0].better(found.main, best[1].main):
+            best = (name, found)
+    assert best is not None, f"task kind {task.kind} names no trivial answer"
+    return best
+
+
+def answers(
+    model: TapModel,
+    parameter_set: ParameterSet,
+    task: TaskConfig,
+    examples: Sequence[Example],
+    accelerator: Accelerator,
+    *,
+    beams: int = 1,
+) -> list[Any]:
+    """The model's answer to each example, in the form that the kind's metrics compare."""
+    kind = task_kind(task.kind)
+    found: list[Any] = []
+    for _, batch in _batches(model, task, examples, accelerator):
+        if kind.generates_text:
+            found += written(model, parameter_set, batch, accelerator, beams=beams)
         else:
-            score = squared_error if task.kind == "image_generation" else hits
-            total += float(score(_output(model, which, batch, accelerator), batch.target).double().sum())
-    return total / len(examples)
+            with torch.no_grad(), accelerator.autocast():
+                output = model(batch, parameter_set)
+            found += kind.answers(output.float().cpu().numpy(), task, model.preprocessor.facts.get(task.name, {}))
+    return found
 
 
-def floor(preprocessor: Preprocessor, task: TaskConfig, data: TaskData) -> float:
-    """The metric of the best constant answer: the train split's majority class, mean image or most frequent answer."""
-    if task.kind == "image_generation":
-        train = [preprocessor.image(np.asarray(e.target), GENERATED_IMAGE_SIZE) for e in data.train]
-        mean = np.mean(train, axis=0, dtype=np.float64)
-        test = (preprocessor.image(np.asarray(e.target), GENERATED_IMAGE_SIZE) for e in data.test)
-        return float(np.mean([np.square(image - mean).mean() for image in test]))
-    commonest = Counter(e.target for e in data.train).most_common(1)[0][0]  # type: ignore[misc]
-    if task.kind == "text_generation":
-        return float(np.mean([token_f1(str(commonest), str(e.target)) for e in data.test]))
-    return float(np.mean([e.target == commonest for e in data.test]))
-
-
-def answer(model: TapModel, which: ParameterSet, batch: TaskBatch, accelerator: Accelerator) -> list[str]:
-    """Greedy answers of a text-generation task, one per example of the batch."""
-    decoder = model.decoder(batch.task.name, which)
+def written(
+    model: TapModel, parameter_set: ParameterSet, batch: TaskBatch, accelerator: Accelerator, *, beams: int = 1
+) -> list[str]:
+    """The texts that a task which generates text answers, one for each example of the batch."""
+    decoder = model.decoder(batch.task.name, parameter_set)
     assert isinstance(decoder, TextDecoder)
     preprocessor = model.preprocessor
     with torch.no_grad(), accelerator.autocast():
-        tokens, mask = model.encode(batch, which)
+        tokens = model.encode(batch, parameter_set)
         rows = generate(
             decoder,
-            tokens,
-            mask,
+            tokens.values,
+            tokens.mask,
             model.embeddings,
             start=preprocessor.special.start,
             end=preprocessor.special.end,
+            beams=beams,
         )
     return [preprocessor.decode(row) for row in rows]
 
 
+def shown(preprocessor: Preprocessor, task: TaskConfig, answer: Any) -> str:
+    """An answer as text, or as an image in a PNG data URI."""
+    what = task_kind(task.kind).shown(answer, task)
+    return data_uri(preprocessor.pixels(what)) if isinstance(what, np.ndarray) else str(what)
+
+
 def samples(
-    model: TapModel, which: ParameterSet, task: TaskConfig, examples: Sequence[Example], accelerator: Accelerator
+    model: TapModel,
+    parameter_set: ParameterSet,
+    task: TaskConfig,
+    examples: Sequence[Example],
+    accelerator: Accelerator,
 ) -> list[str]:
-    """What a parameter set puts out for a few examples: class names, answers, or images as PNG data URIs."""
-    shown: list[str] = []
-    for _, batch in _batches(model, task, examples, accelerator):
-        if task.kind == "text_generation":
-            shown += answer(model, which, batch, accelerator)
-        elif task.kind == "image_generation":
-            images = _output(model, which, batch, accelerator).float().cpu().numpy()
-            shown += [data_uri(model.preprocessor.pixels(image)) for image in images]
-        else:
-            indices = _output(model, which, batch, accelerator).argmax(dim=-1).tolist()
-            shown += [task.classes[index] for index in indices]
-    return shown
+    """What a parameter set puts out for a few examples, to look at."""
+    given = answers(model, parameter_set, task, examples, accelerator)
+    return [shown(model.preprocessor, task, answer) for answer in given]
 
 
 def data_uri(pixels: np.ndarray) -> str:
@@ -97,10 +147,9 @@ def data_uri(pixels: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _output(model: TapModel, which: ParameterSet, batch: TaskBatch, accelerator: Accelerator) -> torch.Tensor:
-    with torch.no_grad(), accelerator.autocast():
-        output: torch.Tensor = model(batch, which)
-    return output
+def _wanted(preprocessor: Preprocessor, task: TaskConfig, examples: Sequence[Example]) -> list[Any]:
+    kind = task_kind(task.kind)
+    return [kind.wanted(target, preprocessor) for target in targets_of(examples)]
 
 
 def _batches(

@@ -16,8 +16,8 @@ from tap_core.examples import Example
 from tap_core.model.adapters import ParameterSet
 from tap_core.model.tap_model import TapModel
 from tap_core.settings.federation import TrainingConfig
+from tap_core.tasks import task_kind
 from tap_core.tasks.batch import TaskBatch
-from tap_core.tasks.objectives import losses
 from tap_core.training.batches import mixed_batches
 from tap_core.training.optimizer import BETAS, EPSILON
 
@@ -79,7 +79,7 @@ def train(
                     batch = model.preprocessor.batch(model.tasks[name], examples).to(accelerator.device)
                     with accelerator.autocast():
                         output = model(batch, which)
-                    each = losses(output, batch)
+                    each = task_kind(batch.task.kind).loss(output, batch.target)
                     totals[name] += float(each.detach().double().sum())
                     counts[name] += batch.size
                     if extra is not None:

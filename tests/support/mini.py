@@ -17,6 +17,8 @@ MINI_TASKS: dict[str, dict[str, Any]] = {
     "letters": {"kind": "text_classification", "inputs": ["text"], "classes": ["low", "high"]},
     "redraw": {"kind": "image_generation", "inputs": ["image"]},
     "ask": {"kind": "text_generation", "inputs": ["image", "text"], "length": 5},
+    "shade": {"kind": "regression", "inputs": ["image"]},
+    "marks": {"kind": "multilabel", "inputs": ["text"], "classes": ["a", "b", "c"]},
 }
 
 
@@ -47,7 +49,7 @@ def write_mini_foundation(directory: Path) -> Path:
 
 
 def mini_settings(foundation: Path, **tables: Any) -> Any:
-    """A FederationConfig of the four miniature tasks; keyword arguments replace or extend its tables."""
+    """A FederationConfig of the miniature tasks; keyword arguments replace or extend its tables."""
     from tap_core.settings.federation import FederationConfig
 
     values: dict[str, Any] = {
@@ -88,6 +90,8 @@ def mini_data(task: str, train: int = 20, test: int = 8, seed: int = 1) -> Any:
                 "letters": Example(None, letters, high),
                 "redraw": Example(image, None, image),
                 "ask": Example(image, "what colour is this", COLOURS[colour]),
+                "shade": Example(image, None, float(image.mean())),
+                "marks": Example(None, letters, tuple(i for i, letter in enumerate("abc") if letter in letters)),
             }[task]
         )
     return TaskData(examples[:train], examples[train:])

@@ -7,12 +7,12 @@ import pytest
 
 from tap_core.algorithms.replacement import replaced_components, triggers
 from tap_core.components import components_of_task
-from tap_core.settings.federation import PerKind, TapConfig, TaskConfig
+from tap_core.settings.federation import Margins, TapConfig, TaskConfig
 
 LABEL = TaskConfig(name="label", kind="image_classification", inputs=("image",), classes=("a", "b"))
 GROUP = TaskConfig(name="group", kind="image_classification", inputs=("image",), classes=("a", "b"))
 TEXT = TaskConfig(name="text", kind="text_classification", inputs=("text",), classes=("a", "b"))
-TAP = TapConfig(margins=PerKind(image_classification=0.25, text_classification=0.5))
+TAP = TapConfig(margins=Margins(image_classification=0.25, text_classification=0.5))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ def setup(mini_model: Make, mini_examples: Make, randomise: Make) -> Any:
     randomise(model, "personal", seed=11)
     batch = model.preprocessor.batch(model.tasks["ask"], mini_examples("ask").train[:5])
     with torch.no_grad():
-        tokens, mask = model.encode(batch, "personal")
+        tokens, mask, _ = model.encode(batch, "personal")
     return model, model.decoder("ask", "personal"), tokens, mask
 
 

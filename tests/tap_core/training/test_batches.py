@@ -10,7 +10,8 @@ import torch
 from tap_core.examples import Example
 from tap_core.model.tap_model import TapModel
 from tap_core.settings.federation import TrainingConfig
-from tap_core.tasks.batch import IGNORED, TaskBatch
+from tap_core.tasks.batch import TaskBatch
+from tap_core.tasks.text_generation import IGNORED
 from tap_core.training.batches import mixed_batches
 from tap_core.training.loop import Phase, train
 from tap_core.training.runtime import Runtime, make_accelerator
@@ -42,7 +43,7 @@ def test_texts_are_padded_and_cut_with_the_end_token_kept(mini_model: Make) -> N
 
 def test_answers_begin_and_end_with_their_tokens_and_stay_within_the_length(mini_model: Make) -> None:
     preprocessor = mini_model("ask").preprocessor
-    rows = preprocessor.answers(["red", "a b c d e f g h"], length=5)
+    rows = preprocessor.answers(["red", "a b c d e f g h"], 5, IGNORED)
     assert rows.shape == (2, 6)
     assert rows[0].tolist()[3:] == [IGNORED] * 3 and rows[0, 2] == preprocessor.special.end
     assert rows[1, 0] == preprocessor.special.start and rows[1, 5] == preprocessor.special.end

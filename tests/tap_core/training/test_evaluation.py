@@ -11,14 +11,16 @@ import torch
 from tap_core.algorithms.participant import DeviceState, Participant
 from tap_core.examples import Example, TaskData
 from tap_core.settings.federation import TaskConfig
-from tap_core.tasks.batch import GENERATED_IMAGE_SIZE
+from tap_core.tasks import task_kind
+from tap_core.tasks.image_generation import GENERATED_IMAGE_SIZE
+from tap_core.tasks.metrics import macro_f1
 from tap_core.training import evaluation
-from tap_core.training.evaluation import evaluate, floor, samples
+from tap_core.training.evaluation import answers, evaluate, floor, samples
 from tap_core.training.runtime import Runtime, make_accelerator
 
 Make = Callable[..., Any]
 CPU = Runtime(device="cpu", threads=1)
-TASKS = ("ask", "colour", "letters", "redraw")
+TASKS = ("ask", "colour", "letters", "marks", "redraw", "shade")
 
 
 def labelled(*targets: int | str | np.ndarray) -> list[Example]:
@@ -38,7 +40,8 @@ def test_the_floor_of_a_classifier_is_the_train_splits_majority_class(mini_model
     inputs = (kind.split("_")[0],)
     task = TaskConfig(name="t", kind=kind, inputs=inputs, classes=("a", "b", "c"))  # type: ignore[arg-type]
     data = TaskData(labelled(0, 1, 1, 2, 1, 0), labelled(0, 1, 2, 2, 0, 2, 2, 0))
-    assert floor(mini_model("colour").preprocessor, task, data) == 1 / 8
+    name, score = floor(mini_model("colour").preprocessor, task, data)
+    assert (name, score.main) == ("majority class", 1 / 8)
 
 
 def test_the_floor_of_an_image_generator_is_the_train_splits_mean_image(mini_model: Make) -> None:
@@ -48,17 +51,44 @@ def test_the_floor_of_an_image_generator_is_the_train_splits_mean_image(mini_mod
     black, white = picture(0, 0), picture(255, 255)
     data = TaskData(labelled(black, white, black), labelled(white, picture(51, 51)))
     mean = (-2 + 2 - 2) / 3
-    assert floor(preprocessor, task, data) == pytest.approx(((2 - mean) ** 2 + (-1.2 - mean) ** 2) / 2, rel=1e-6)
+    assert floor(preprocessor, task, data)[1].main == pytest.approx(
+        ((2 - mean) ** 2 + (-1.2 - mean) ** 2) / 2, rel=1e-6
+    )
     halves = picture(0, 255)  # a mean image keeps its halves; a mean grey would score 4
-    assert floor(preprocessor, task, TaskData(labelled(halves, halves), labelled(halves))) == 0
+    assert floor(preprocessor, task, TaskData(labelled(halves, halves), labelled(halves)))[1].main == 0
 
 
-def test_the_floor_of_a_text_generator_is_the_train_splits_most_frequent_answer(mini_model: Make) -> None:
-    """Not the test split's, ``blue``, which would score 2/4, and not the first one seen, which is ``blue`` too."""
-    task = TaskConfig(name="t", kind="text_generation", inputs=("image",))
-    train = labelled("blue", "red heart", "a heart", "red heart", "a heart", "red heart")
-    data = TaskData(train, labelled("Red heart", "heart", "blue", "blue"))
-    assert floor(mini_model("ask").preprocessor, task, data) == pytest.approx((1 + 2 / 3 + 0 + 0) / 4)
+@pytest.mark.parametrize(
+    ("train", "test", "best", "value"),
+    [
+        (["a b", "x", "a c", "a d", "x"], ["x", "X", "q"], "most frequent answer", 2 / 3),  # the bag would be "a x"
+        # "the" is in every answer, and no answer comes twice
+        (["the cat", "the dog", "the owl"], ["the fox", "the hen"], "constant bag of words", 2 / 3),
+        (["one", "two", "three"], ["a b c", "d e f"], "the input", 1.0),
+    ],
+)
+def test_the_floor_of_a_text_generator_is_the_best_of_three_trivial_answers(
+    mini_model: Make, train: list[str], test: list[str], best: str, value: float
+) -> None:
+    task = TaskConfig(name="t", kind="text_generation", inputs=("text",))
+    copied = best == "the input"
+    rows = [Example(None, target if copied else "x y z", target) for target in test]
+    name, score = floor(mini_model("ask").preprocessor, task, TaskData(labelled(*train), rows))
+    assert (name, score.main) == (best, pytest.approx(value))
+
+
+def test_the_floor_of_a_regression_is_the_train_splits_mean_or_median(mini_model: Make) -> None:
+    task = TaskConfig(name="t", kind="regression", inputs=("text",))
+    data = TaskData(labelled(0.0, 0.0, 9.0), labelled(0.0, 1.0))
+    name, score = floor(mini_model("ask").preprocessor, task, data)
+    assert name == "median" and score.values == {"r2": pytest.approx(-1.0), "mae": 0.5}
+
+
+def test_the_floor_of_multilabel_is_the_best_constant_set(mini_model: Make) -> None:
+    task = TaskConfig(name="t", kind="multilabel", inputs=("text",), classes=("a", "b", "c"))
+    data = TaskData(labelled((0,), (0, 1), (0, 1), ()), labelled((0,), (0, 2)))
+    name, score = floor(mini_model("ask").preprocessor, task, data)
+    assert name == "every class" and score.main == pytest.approx((1 + 0 + 2 / 3) / 3)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -75,17 +105,31 @@ def test_a_metric_is_a_mean_over_examples_whatever_the_batches(
         targets = [picture(128, 128)] * right + [picture(0, 0)] * wrong
     elif task.kind == "text_generation":
         targets = [*samples(model, "federated", task, examples[:right], accelerator), *["no such answer"] * wrong]
+    elif task.kind == "multilabel":
+        every = range(len(task.classes))
+        given = answers(model, "federated", task, examples, accelerator)
+        targets = [*given[:right], *(tuple(c for c in every if c not in one) for one in given[right:])]
+    elif task.kind == "regression":
+        model.preprocessor.facts["shade"] = {"mean": 5.0, "std": 2.0}
+        given = answers(model, "federated", task, examples, accelerator)
+        targets = [*given[:right], *(number + 7 for number in given[right:])]
     else:
         classes = [task.classes.index(c) for c in samples(model, "federated", task, examples, accelerator)]
         targets = [*classes[:right], *((c + 1) % len(task.classes) for c in classes[right:])]
     examples = [replace(e, target=target) for e, target in zip(examples, targets, strict=True)]
 
     def measured(some: list[Example]) -> float:
-        return evaluate(model, "federated", task, some, accelerator)
+        return evaluate(model, "federated", task, some, accelerator).values[metric]
 
+    metric = {"marks": "macro_f1", "shade": "mae"}.get(name) or task_kind(task.kind).metrics[0].name
+    if name == "marks":  # no mean over examples: every one but the six would be right
+        assert measured(examples) == macro_f1(given, targets) < 1 == measured(examples[:right])
+        return
     whole, alone = measured(examples), [measured([e]) for e in examples]
     assert whole == pytest.approx(np.mean(alone), rel=1e-5)
-    if task.kind != "image_generation":
+    if task.kind == "regression":
+        assert whole == pytest.approx(7 * wrong / (right + wrong), rel=1e-6)
+    elif task.kind != "image_generation":
         assert whole == pytest.approx(right / (right + wrong), rel=1e-12)
     of_batches = (measured(examples[:right]) + measured(examples[right:])) / 2
     assert abs(whole - of_batches) > 0.1  # the two would not be told apart otherwise
@@ -99,7 +143,7 @@ def test_evaluation_is_of_the_named_set_without_dropout(mini_model: Make, mini_e
     for seed in (1, 2):
         torch.manual_seed(seed)
         model.train()
-        scores.append([evaluate(model, which, task, test, accelerator) for which in ("federated", "personal")])
+        scores.append([evaluate(model, which, task, test, accelerator).main for which in ("federated", "personal")])
     assert scores[0] == scores[1] and scores[0][0] != scores[0][1]
 
 
@@ -115,7 +159,9 @@ def test_finish_measures_the_received_set_and_the_incoming_personal_set_before_s
     received, personal = source.state("federated"), source.state("personal")
 
     def scores(model: Any, which: str) -> dict[str, float]:
-        return {n: evaluate(model, which, model.tasks[n], data[n].test, accelerator) for n in TASKS}
+        for n in TASKS:
+            model.preprocessor.fit(model.tasks[n], data[n].train)
+        return {n: evaluate(model, which, model.tasks[n], data[n].test, accelerator).main for n in TASKS}
 
     wanted = {"federated": scores(source, "federated"), "stage1": scores(source, "personal")}
     device = Participant(config, "d", mini_model(), data, CPU)
@@ -129,7 +175,8 @@ def test_finish_measures_the_received_set_and_the_incoming_personal_set_before_s
         places = [index * 8 // 6 for index in range(6)]
         some = [data[name].test[index] for index in places]
         assert shown == samples(source, "federated", source.tasks[name], some, accelerator)
-        assert outcome.results[name].floor == floor(source.preprocessor, source.tasks[name], data[name])
+        best, score = floor(source.preprocessor, source.tasks[name], data[name])
+        assert (outcome.results[name].floor_answer, outcome.results[name].floor) == (best, score.main)
 
 
 def test_a_device_that_never_took_part_starts_stage_2_from_the_received_set(

@@ -1,0 +1,110 @@
+"""How good answers are: exact numbers over lists of answers and of right ones, with bootstrap intervals. No torch.
+
+A metric knows nothing of kinds or models. Sources: F1 of words as SQuAD's; the rest are textbook definitions.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tap_core.seeds import derive_seed
+
+RESAMPLES = 1000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A name, a direction, and either the value of one example (the metric is their mean) or that of all."""
+
+    name: str
+    higher_is_better: bool
+    each: Callable[[Any, Any], float] | None = None
+    of_all: Callable[[Sequence[Any], Sequence[Any]], float] | None = None
+
+    def value(self, answers: Sequence[Any], wanted: Sequence[Any]) -> float:
+        """The metric over examples, of which there must be one or more."""
+        return self._with_interval(answers, wanted, 0)[0]
+
+    def interval(self, answers: Sequence[Any], wanted: Sequence[Any]) -> tuple[float, float]:
+        """Bootstrap interval of 95 %: the test examples drawn anew a thousand times, with a fixed seed."""
+        return self._with_interval(answers, wanted, RESAMPLES)[1]
+
+    def better(self, one: float, other: float) -> bool:
+        return one > other if self.higher_is_better else one < other
+
+    def _with_interval(
+        self, answers: Sequence[Any], wanted: Sequence[Any], resamples: int
+    ) -> tuple[float, tuple[float, float]]:
+        count = len(wanted)
+        generator = np.random.default_rng(derive_seed("bootstrap", self.name, count))
+        if self.each is not None:
+            values = np.array([self.each(a, w) for a, w in zip(answers, wanted, strict=True)], np.float64)
+            drawn = [values[generator.integers(0, count, count)].mean() for _ in range(resamples)]
+            return float(np.mean(values)), _quantiles(drawn)
+        assert self.of_all is not None
+        drawn = []
+        for _ in range(resamples):
+            rows = generator.integers(0, count, count)
+            drawn.append(self.of_all([answers[i] for i in rows], [wanted[i] for i in rows]))
+        return float(self.of_all(answers, wanted)), _quantiles(drawn)
+
+
+def _quantiles(values: Sequence[float]) -> tuple[float, float]:
+    if not values:
+        return (float("nan"), float("nan"))
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def token_f1(answer: str, reference: str) -> float:
+    """SQuAD's F1 over the bags of lower-case words; 1 if both are empty."""
+    given, wanted = word_bag(answer), word_bag(reference)
+    if not given or not wanted:
+        return float(given == wanted)
+    common = sum((given & wanted).values())
+    return 2 * common / (sum(given.values()) + sum(wanted.values()))
+
+
+def word_bag(text: str) -> Counter[str]:
+    """How often each lower-case word occurs."""
+    return Counter(re.findall(r"\w+", text.lower()))
+
+
+def macro_f1(answers: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> float:
+    """Mean over classes of 2 TP / (2 TP + FP + FN); classes that are neither answered nor wanted are left out.
+
+    An answer is the classes that it names. 1 if there is no class at all.
+    """
+    both, either = Counter[int](), Counter[int]()
+    for given, right in zip(answers, wanted, strict=True):
+        both.update(set(given) & set(right))
+        either.update(set(given))
+        either.update(set(right))
+    return float(np.mean([2 * both[c] / either[c] for c in sorted(either)])) if either else 1.0
+
+
+def r_squared(answers: Sequence[float], wanted: Sequence[float]) -> float:
+    """1 - sum of squared errors / sum of squared deviations from the mean; 0 where all wanted numbers are equal, but 1
+    if every answer is right."""
+    given, right = np.asarray(answers, np.float64), np.asarray(wanted, np.float64)
+    errors, spread = np.square(given - right).sum(), np.square(right - right.mean()).sum()
+    if spread == 0:
+        return float(errors == 0)
+    return float(1 - errors / spread)
+
+
+def _squared_error(answer: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.square(answer.astype(np.float64) - wanted).mean())
+
+
+ACCURACY = Metric("accuracy", True, each=lambda answer, wanted: float(answer == wanted))
+MSE = Metric("mse", False, each=_squared_error)
+TOKEN_F1 = Metric("token_f1", True, each=token_f1)
+MACRO_F1 = Metric("macro_f1", True, of_all=macro_f1)
+R_SQUARED = Metric("r2", True, of_all=r_squared)
+MAE = Metric("mae", False, each=lambda answer, wanted: abs(answer - wanted))
