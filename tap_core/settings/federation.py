@@ -140,11 +140,19 @@ class RoundsConfig(Settings):
         return self
 
 
+Shares = Literal["proportional", "equal"]
+"""How a batch is shared among a device's tasks."""
+
+
 class TrainingConfig(Settings):
     """One phase of local training (METHOD.md section 4, steps 2 and 4)."""
 
     steps: int = Field(default=20, ge=1, description="tau, optimizer steps per phase.")
     batch_size: int = Field(default=32, ge=1, description="Examples per batch, shared among the device's tasks.")
+    shares: Shares = Field(
+        default="proportional",
+        description="A task's share of each batch: proportional to its training examples, or equal; one at the least.",
+    )
     accumulation: int = Field(default=1, ge=1, description="Batches per optimizer step.")
     learning_rate: float = Field(default=2e-4, gt=0)
     warmup_rounds: int = Field(default=20, ge=0, description="Rounds of linear warm-up; constant afterwards.")

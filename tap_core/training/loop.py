@@ -70,7 +70,7 @@ def train(
             fused=True,
         )
     )
-    batches = mixed_batches(data, settings.batch_size, phase.seed)
+    batches = mixed_batches(data, settings.batch_size, phase.seed, settings.shares)
     totals, counts = dict.fromkeys(data, 0.0), dict.fromkeys(data, 0)
     for step in range(phase.steps):
         for _ in range(settings.accumulation):

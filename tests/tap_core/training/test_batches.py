@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tap_core.examples import Example
 from tap_core.model.tap_model import TapModel
 from tap_core.settings.federation import TrainingConfig
 from tap_core.tasks.batch import TaskBatch
 from tap_core.tasks.text_generation import IGNORED
-from tap_core.training.batches import mixed_batches
+from tap_core.training.batches import mixed_batches, task_shares
 from tap_core.training.loop import Phase, train
 from tap_core.training.runtime import Runtime, make_accelerator
 
@@ -63,6 +65,62 @@ def test_batches_mix_the_tasks_and_show_each_example_once_before_any_twice(
         assert sum(len(rows) for rows in batch.values()) == max(2, batch_size)
         drawn += [next(i for i, e in enumerate(data["colour"]) if e is row) for row in batch["colour"]]
     assert set(drawn[:6]) == set(range(6))
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch_size", "wanted"),
+    [
+        ({"a": 30, "b": 10}, 8, {"a": 6, "b": 2}),
+        ({"a": 10, "b": 10, "c": 10}, 8, {"a": 3, "b": 3, "c": 2}),  # equal remainders: by name
+        ({"c": 10, "b": 10, "a": 10}, 7, {"a": 3, "b": 2, "c": 2}),
+        ({"a": 50, "b": 30, "c": 20}, 8, {"a": 4, "b": 2, "c": 2}),  # quotas 4, 2.4, 1.6
+        ({"a": 1000, "b": 1}, 8, {"a": 7, "b": 1}),  # one at the least
+        ({"a": 60, "b": 59, "c": 1}, 7, {"a": 3, "b": 3, "c": 1}),  # the one at the least is not taken from one task
+        ({"a": 1, "b": 100, "c": 1}, 3, {"a": 1, "b": 1, "c": 1}),
+        ({"a": 1, "b": 100, "c": 1}, 2, {"a": 1, "b": 1, "c": 1}),  # more tasks than room
+        ({"a": 7}, 32, {"a": 32}),
+    ],
+)
+def test_shares_are_in_proportion_to_the_training_examples(
+    examples: dict[str, int], batch_size: int, wanted: dict[str, int]
+) -> None:
+    assert task_shares(examples, batch_size, "proportional") == wanted
+
+
+def test_equal_shares_do_not_ask_for_the_number_of_examples() -> None:
+    assert task_shares({"b": 1, "a": 900, "c": 5}, 8, "equal") == {"a": 3, "b": 3, "c": 2}
+
+
+@given(
+    st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.integers(1, 10**6), min_size=1, max_size=9),
+    st.integers(1, 300),
+)
+def test_shares_add_up_and_are_within_one_of_the_quota_where_nobody_is_raised(
+    examples: dict[str, int], batch_size: int
+) -> None:
+    shares = task_shares(examples, batch_size, "proportional")
+    assert sum(shares.values()) == max(batch_size, len(examples)) and min(shares.values()) >= 1
+    quotas = {name: batch_size * n / sum(examples.values()) for name, n in examples.items()}
+    if min(quotas.values()) >= 1:
+        assert all(abs(shares[name] - quota) < 1 for name, quota in quotas.items())
+    assert all(shares[a] >= shares[b] for a in examples for b in examples if examples[a] > examples[b])
+
+
+def test_training_takes_the_shares_that_the_settings_name(mini_model: Make, mini_examples: Make) -> None:
+    model = mini_model("colour", "letters")
+    data = {"colour": mini_examples("colour", train=30).train, "letters": mini_examples("letters", train=10).train}
+    sizes: list[tuple[str, int]] = []
+    model.register_forward_pre_hook(lambda module, args: sizes.append((args[0].task.name, args[0].size)))
+    accelerator = make_accelerator(Runtime(device="cpu", threads=1), 1)
+    for shares, wanted in (
+        ("proportional", [("colour", 6), ("letters", 2)]),
+        ("equal", [("colour", 4), ("letters", 4)]),
+    ):
+        sizes.clear()
+        settings = TrainingConfig.model_validate({"batch_size": 8, "shares": shares})
+        train(model, "federated", data, settings, Phase("p", 1, 1, 1e-3), accelerator)
+        assert sizes == wanted
+    assert TrainingConfig().shares == "proportional"
 
 
 def test_batches_depend_on_the_seed_and_not_on_other_tasks(mini_examples: Make) -> None:
