@@ -53,7 +53,7 @@ class Bound:
     def __init__(self, config: FederationConfig):
         text = config.rounds.max_update_norm
         is_factor = text.endswith("x")
-        self._training, self._wire = config.training, ml_dtypes.finfo(DTYPES[config.wire.dtype])
+        self._config, self._wire = config, ml_dtypes.finfo(DTYPES[config.wire.dtype])
         self._factor = float(text[:-1]) if is_factor else None
         self._absolute = math.inf if is_factor or text == "none" else float(text)
         self._reach: dict[int, Reach] = {}
@@ -70,16 +70,16 @@ class Bound:
         """
         if self._factor is None:
             return self._absolute
-        rate = warmed_up(self._training, round_number)
-        shares = [norm / warmed_up(self._training, number) for number, norm in recent[-WINDOW:] if norm > 0]
+        rate = warmed_up(self._config, round_number)
+        shares = [norm / warmed_up(self._config, number) for number, norm in recent[-WINDOW:] if norm > 0]
         usual = self._factor * statistics.median(shares) * rate if len(shares) >= ENOUGH else math.inf
         return min(usual, self._farthest(round_number, values, base))
 
     def _farthest(self, round_number: int, values: int, base: float) -> float:
         """The optimizer's reach, and what is rounded: in each step of training, and once to the wire's dtype."""
         if round_number not in self._reach:
-            self._reach = {round_number: reach(self._training, round_number)}
+            self._reach = {round_number: reach(self._config, round_number)}
         farthest, root = self._reach[round_number], math.sqrt(values)
         moved = farthest.per_value * root + farthest.per_norm * base
-        rounded = _ROUNDING * self._training.steps + float(self._wire.eps)
+        rounded = _ROUNDING * self._config.training.steps + float(self._wire.eps)
         return _SLACK * moved + rounded * (base + moved) + float(self._wire.smallest_subnormal) * root

@@ -151,7 +151,7 @@ class Participant:
 
         def phase(name: str) -> Phase:
             seed = derive_seed(config.seed, self.device, round_number, name)
-            return Phase(name, seed, config.training.steps, warmed_up(config.training, round_number))
+            return Phase(name, seed, config.training.steps, warmed_up(config, round_number))
 
         # 1 and 2: load strictly into w_i, train it
         model.load("federated", received)

@@ -140,6 +140,13 @@ class RoundsConfig(Settings):
         return self
 
 
+def _rounds_or_auto(value: Any) -> Any:
+    is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if value != "auto" and not is_number:
+        raise ValueError("is a number of rounds, 0 or more, or 'auto'")
+    return value
+
+
 Shares = Literal["proportional", "equal"]
 """How a batch is shared among a device's tasks."""
 
@@ -155,7 +162,11 @@ class TrainingConfig(Settings):
     )
     accumulation: int = Field(default=1, ge=1, description="Batches per optimizer step.")
     learning_rate: float = Field(default=2e-4, gt=0)
-    warmup_rounds: int = Field(default=20, ge=0, description="Rounds of linear warm-up; constant afterwards.")
+    warmup_rounds: Annotated[int | Literal["auto"], BeforeValidator(_rounds_or_auto)] = Field(
+        default="auto",
+        description="Rounds in which the learning rate grows from a third to the whole; constant afterwards. 0: none; "
+        "auto: a tenth of the rounds, 1 to 20.",
+    )
     weight_decay: float = Field(default=0.01, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
     text_length: int = Field(default=256, ge=4, le=4096, description="Most tokens of an input text.")

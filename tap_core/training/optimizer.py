@@ -1,6 +1,6 @@
 """The optimizer of a phase of training, in numbers: AdamW's constants, the learning rate, and how far it can move.
 
-It needs no torch: `training.py` trains with these numbers, and the coordinator, which trains nothing, bounds updates
+It needs no torch: `loop.py` trains with these numbers, and the coordinator, which trains nothing, bounds updates
 with them.
 """
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tap_core.settings.federation import TrainingConfig
+from tap_core.settings.federation import FederationConfig
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -17,11 +17,26 @@ _EXACT_STEPS = 100_000
 """Steps whose bound is added up one by one; each further one adds the bound's limit."""
 
 
-def warmed_up(settings: TrainingConfig, round_number: int) -> float:
-    """The learning rate of a round: linear warm-up over the first rounds, then constant. Rounds count from 0."""
-    if settings.warmup_rounds == 0:
-        return settings.learning_rate
-    return settings.learning_rate * min(1.0, (round_number + 1) / settings.warmup_rounds)
+_START = 1 / 3
+"""The first round's share of the learning rate, where there is a warm-up: the authors' and torch's LinearLR's."""
+
+
+def warmed_up(config: FederationConfig, round_number: int) -> float:
+    """The learning rate of a round t of stage 1, t from 0 (METHOD.md section 6).
+
+        rate(t) = learning_rate * (1/3 + 2/3 * min(1, t / w))
+
+    grows linearly from a third of the rate in round 0 to the whole in round w, and is constant from there on: torch's
+    LinearLR with start_factor 1/3 and total_iters w. w is `training.warmup_rounds`; with w = 0 there is no warm-up.
+    """
+    rate, rounds = config.training.learning_rate, warmup_rounds(config)
+    return rate * (_START + (1 - _START) * round_number / rounds) if round_number < rounds else rate
+
+
+def warmup_rounds(config: FederationConfig) -> int:
+    """w: a tenth of all rounds, 1 at the least and 20 at the most, unless the settings give a number."""
+    given = config.training.warmup_rounds
+    return min(20, max(1, config.rounds.total // 10)) if given == "auto" else given
 
 
 @dataclass(frozen=True)
@@ -32,15 +47,15 @@ class Reach:
     per_norm: float
 
 
-def reach(settings: TrainingConfig, round_number: int) -> Reach:
+def reach(config: FederationConfig, round_number: int) -> Reach:
     """What no gradients whatever can make a phase of that round exceed, in exact arithmetic.
 
     A step is w_t = q w_{t-1} - lr u_t with q = 1 - lr * weight_decay, so that after T steps
     w_T - W = (q^T - 1) W - lr sum_t q^(T-t) u_t. Of u_t each value is bounded by `step_bounds`. A value that gets no
     gradient in a step is left alone, which only takes steps away.
     """
-    rate, steps = warmed_up(settings, round_number), settings.steps
-    keep = 1 - rate * settings.weight_decay
+    rate, steps = warmed_up(config, round_number), config.training.steps
+    keep = 1 - rate * config.training.weight_decay
     bounds = step_bounds(min(steps, _EXACT_STEPS))
     total = float(bounds.sum()) + (steps - len(bounds)) * _limit_of_bounds()
     with np.errstate(over="ignore"):  # with absurd settings it is infinite, which bounds nothing, as is right

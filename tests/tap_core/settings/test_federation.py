@@ -37,6 +37,12 @@ def test_defaults_are_the_authors(tmp_path: Path) -> None:
     [
         ("[training]\nlearning_rat = 1", "unknown key 'training.learning_rat'; did you mean 'learning_rate'?"),
         ("inptus = 1", "unknown key 'tasks.label.inptus'; did you mean 'inputs'?"),
+        (
+            "[training]\nwarmup_rounds = -1",
+            "training.warmup_rounds: is a number of rounds, 0 or more, or 'auto' (got -1)",
+        ),
+        ('[training]\nwarmup_rounds = "none"', "0 or more, or 'auto' (got \"none\")"),
+        ('[training]\nshares = "even"', "training.shares: Input should be 'proportional' or 'equal'"),
         ("[rounds]\ntotal = 0", "rounds.total: Input should be greater than or equal to 1 (got 0)"),
         ("[rounds]\nmin_updates = 9", "'min_updates' exceeds 'clients_per_round'"),
         ("[rounds]\nmin_cohort = 3", "'min_cohort' exceeds 'clients_per_round'"),

@@ -15,7 +15,6 @@ from tap_core.seeds import derive_seed
 from tap_core.settings.federation import TrainingConfig
 from tap_core.tasks import task_kind
 from tap_core.training.loop import Phase, train
-from tap_core.training.optimizer import warmed_up
 from tap_core.training.runtime import Runtime, make_accelerator
 
 Make = Callable[..., Any]
@@ -84,12 +83,6 @@ def test_a_diverging_loss_ends_the_phase_in_one_line(mini_model: Make, mini_exam
     data = {"redraw": mini_examples("redraw").train}
     with pytest.raises(TapError, match="training diverged in step .* lower the learning rate"):
         train(model, "federated", data, TrainingConfig(batch_size=4), Phase("p", 1, 20, 1e30), make_accelerator(CPU, 1))
-
-
-def test_warm_up_is_linear_then_constant() -> None:
-    settings = TrainingConfig(learning_rate=1.0, warmup_rounds=4)
-    assert [warmed_up(settings, t) for t in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1.0, 1.0, 1.0]
-    assert warmed_up(TrainingConfig(learning_rate=1.0, warmup_rounds=0), 0) == 1.0
 
 
 def test_what_the_machine_lacks_is_refused_in_one_line() -> None:
