@@ -25,6 +25,9 @@ class RuntimeConfig(Settings):
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes the GPU if there is one.")
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="fp32 is repeatable bit for bit.")
+    force_precision: bool = Field(
+        default=False, description="Take bf16 also on a CPU where it was measured to be slower than fp32."
+    )
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of training; 0 leaves it to torch.")
     memory_limit_mb: int | None = Field(
         default=None, ge=64, description="Megabytes that doctor and join ask to be free before the model is loaded."

@@ -133,18 +133,14 @@ def _torch(config: ClientConfig) -> Finding:
             return Finding("torch", False, f'{package} is not installed; run: pip install "tap-edge[client]"')
     import torch
 
-    has_gpu = torch.cuda.is_available()
-    if config.runtime.device == "cuda" and not has_gpu:
-        return Finding(
-            "torch",
-            False,
-            f'{torch.__version__} sees no CUDA device; set runtime.device to "auto" or install its driver',
-        )
-    where = torch.cuda.get_device_name() if has_gpu and config.runtime.device != "cpu" else "the CPU"
-    if config.runtime.precision == "fp16" and where == "the CPU":
-        return Finding(
-            "torch", False, 'precision "fp16" needs a CUDA device; set runtime.precision to "fp32" or "bf16"'
-        )
+    from tap_core.training.runtime import Runtime, check_runtime
+
+    runtime = Runtime.model_validate(config.runtime.model_dump(include=set(Runtime.model_fields)))
+    try:
+        check_runtime(runtime)
+    except UsageError as error:
+        return Finding("torch", False, f"{torch.__version__}: {error}")
+    where = "the CPU" if runtime.is_on_cpu else torch.cuda.get_device_name()
     return Finding("torch", True, f"{torch.__version__}, trains on {where} in {config.runtime.precision}")
 
 

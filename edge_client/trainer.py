@@ -24,7 +24,7 @@ from tap_core.export.directory import export_task
 from tap_core.foundations import load_foundation
 from tap_core.model.tap_model import build_model
 from tap_core.settings.federation import FederationConfig
-from tap_core.training.runtime import Runtime
+from tap_core.training.runtime import Runtime, check_runtime
 
 Progress = Callable[[str, int, int], None]
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
@@ -160,11 +160,15 @@ class LocalTrainer:
 
 
 def build_trainer(config: ClientConfig, federation: FederationConfig) -> LocalTrainer:
-    """Read the data, load the foundation, build this device's model. Raises UsageError for bad data or weights."""
+    """Read the data, load the foundation, build this device's model.
+
+    Raises UsageError for bad data or weights, or for a runtime that this machine cannot give or is slower with.
+    """
+    runtime = Runtime.model_validate(config.runtime.model_dump(include=set(Runtime.model_fields)))
+    check_runtime(runtime)
     data = load_tasks(config, federation)
     tasks = federation.tasks_named(data)
     model = build_model(federation, tasks, load_foundation(config.foundation))
-    runtime = Runtime.model_validate(config.runtime.model_dump(include={"device", "precision", "threads"}))
     participant = Participant(federation, config.device_id, model, data, runtime)
     shapes = {
         name: {key: tuple(array.shape) for key, array in values.items()}

@@ -91,7 +91,7 @@ def load_participants(config: FederationConfig, paths: list[Path]) -> dict[str, 
         if client.device_id in participants:
             raise UsageError(f"{path}: device_id {client.device_id!r} is taken by another file; choose another")
         model = build_model(config, config.tasks_named(client.tasks), foundation)
-        runtime = Runtime.model_validate(client.runtime.model_dump(include={"device", "precision", "threads"}))
+        runtime = Runtime.model_validate(client.runtime.model_dump(include=set(Runtime.model_fields)))
         participants[client.device_id] = Participant(
             config, client.device_id, model, load_tasks(client, config), runtime
         )
