@@ -15,6 +15,7 @@ FOUNDATIONS = Registry("foundation family", "tap_edge.foundations")
 """By the ``model_type`` of config.json: a function from a directory to a `Foundation`."""
 
 FOUNDATIONS.add("flava", "tap_core.foundations.flava:load")
+FOUNDATIONS.add("vilt", "tap_core.foundations.vilt:load")
 
 
 def load_foundation(source: str) -> "Foundation":

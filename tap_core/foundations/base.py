@@ -9,13 +9,15 @@ stands here knows no family, no adapters and no tasks.
 Shapes: B examples, S tokens of one modality, w an encoder's width, d hidden size, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from tap_core.components import Modality
+from tap_core.errors import UsageError
 
 
 class Block(nn.Module):
@@ -50,30 +52,34 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The frozen way of one modality to the backbone: ``project(norm(blocks(embed(inputs))))``.
+    """The frozen way of one modality to the backbone: ``project(norm(blocks(embed(patch(cut(inputs))))))``.
 
-    ``embed``: pixels (B, 3, side, side) or token ids (B, S) to (B, S, w), positions included. ``project``: (B, S, w) to
-    (B, S, d). ``causal``: each token attends to itself and those before it only. ``adapted``: a regular expression of
-    the names, within this module, of the layers that `encoder/{m}` puts adapters on. ``trained``: the names of layers
-    without pretrained weights, which belong to `encoder/{m}` and are trained in full.
+    ``cut`` and ``patch``, where patches take adapters: pixels to the values of each patch, (B, S, values), and a linear
+    layer of them. ``embed``: what these put out, else pixels (B, 3, side, side) or token ids (B, S), to (B, S, w),
+    positions included. ``project``: (B, S, w) to (B, S, d). ``causal``: each token attends to itself and those before
+    it only. ``adapted``: a regular expression of the names, within this module, of the layers that `encoder/{m}` puts
+    adapters on; there may be none. ``new_projection``: ``project`` has no pretrained weights, so it belongs to
+    `encoder/{m}` and is trained in full.
     """
 
     def __init__(
         self,
         *,
         embed: nn.Module,
-        blocks: nn.ModuleList,
+        blocks: Iterable[nn.Module] = (),
+        cut: nn.Module | None = None,
+        patch: nn.Module | None = None,
         norm: nn.Module | None = None,
         project: nn.Module | None = None,
         causal: bool = False,
         adapted: str = r"blocks\.\d+\.(q|v)",
-        trained: tuple[str, ...] = (),
+        new_projection: bool = False,
     ) -> None:
         super().__init__()
-        self.embed, self.blocks = embed, blocks
-        self.norm = nn.Identity() if norm is None else norm
-        self.project = nn.Identity() if project is None else project
-        self.causal, self.adapted, self.trained = causal, adapted, trained
+        self.cut, self.patch = cut or nn.Identity(), patch or nn.Identity()
+        self.embed, self.blocks = embed, nn.ModuleList(blocks)
+        self.norm, self.project = norm or nn.Identity(), project or nn.Identity()
+        self.causal, self.adapted, self.new_projection = causal, adapted, new_projection
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,9 @@ class Foundation:
     family: str
     encoders: Mapping[Modality, Encoder]
     blocks: nn.ModuleList
-    """The backbone's pre-norm blocks, in order; the first 2L are used."""
+    """The pre-norm blocks that the backbone takes its 2L from, in order: the first, or see ``ends_in_backbone``."""
+    stage_layers: int
+    """L, where the federation's settings name none."""
     word_embeddings: Tensor
     """(V, width), frozen: text decoders read and write words through them."""
     tokenizer: Tokenizer
@@ -106,3 +114,23 @@ class Foundation:
     """Normalisation of each colour: (pixel / 255 - mean) / std."""
     text_positions: int
     """Most tokens of a text."""
+    ends_in_backbone: Modality | None = None
+    """A modality that has no encoder blocks of its own: of ``blocks`` the last 2L are the backbone and those before
+    them are its encoder's."""
+
+    def split(self, stage_layers: int | None) -> tuple[dict[Modality, Encoder], nn.ModuleList]:
+        """The encoders, and the backbone's 2L blocks. ``stage_layers``: L, None for the foundation's own.
+
+        Raises UsageError if there are fewer than 2L blocks.
+        """
+        layers = 2 * (self.stage_layers if stage_layers is None else stage_layers)
+        if len(self.blocks) < layers:
+            raise UsageError(
+                f"model.stage_layers = {layers // 2} needs {layers} layers for the backbone and the foundation has "
+                f"{len(self.blocks)}; lower it"
+            )
+        if self.ends_in_backbone is None:
+            return dict(self.encoders), self.blocks[:layers]
+        encoder = copy.copy(self.encoders[self.ends_in_backbone])  # the same frozen modules, and blocks of its own
+        encoder._modules = {**encoder._modules, "blocks": self.blocks[:-layers]}
+        return {**self.encoders, self.ends_in_backbone: encoder}, self.blocks[-layers:]

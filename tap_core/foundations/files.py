@@ -23,10 +23,10 @@ def find_foundation(source: str) -> Path:
             raise UsageError(f"foundation {source!r}: no such directory; give a directory or a hub id (owner/name)")
         directory = _download(source)
     if not _weight_files(directory):
-        raise UsageError(f"{directory} holds no weights; put the FLAVA model's model.safetensors there")
+        raise UsageError(f"{directory} holds no weights; put the model's model.safetensors there")
     for name in ("config.json", "tokenizer.json"):
         if not (directory / name).is_file():
-            raise UsageError(f"{directory} holds no {name}; put the FLAVA model's {name} there")
+            raise UsageError(f"{directory} holds no {name}; put the model's {name} there")
     return directory
 
 

@@ -4,65 +4,88 @@ It knows file names and transformers' loaders. It does not know what a family do
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from tap_core.errors import UsageError
+from tap_core.foundations.base import SpecialTokens
 
 
-def load_weights(model_class: Any, directory: Path, family: str) -> Any:
-    """A transformers model in float32, frozen, in eval mode; loaded strictly.
+def load_weights(model_class: Any, directory: Path, family: str, *, unused: str = "", **options: Any) -> Any:
+    """A transformers model in float32, frozen, in eval mode and without dropout; loaded strictly.
 
-    Raises UsageError if a file is damaged or tensors are missing or of another shape.
+    ``unused``: a regular expression of tensors that nothing here reads, so that they may be missing. Raises UsageError
+    if a file is damaged or other tensors are missing or of another shape.
     """
     transformers_logging.disable_progress_bar()
     try:
         model, info = model_class.from_pretrained(
-            directory, dtype=torch.float32, output_loading_info=True, local_files_only=True
+            directory, dtype=torch.float32, output_loading_info=True, local_files_only=True, **options
         )
     except Exception as error:  # transformers documents no list of what a damaged file may raise
         raise damaged(directory, error) from None
-    if info["missing_keys"] or info["mismatched_keys"]:
-        lacking = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]))
+    lacking = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]))
+    if lacking := [name for name in lacking if not (unused and re.search(unused, name))]:
         raise UsageError(
             f"{directory} lacks {len(lacking)} tensors of {family}, {lacking[0]} first; fetch its files again"
         )
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # frozen modules give the same whether or not the model around them trains
     return model.requires_grad_(False).eval()
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer, without padding or truncation of its own. Raises UsageError if its files are damaged."""
+def load_tokenizer(directory: Path) -> tuple[Tokenizer, SpecialTokens]:
+    """The tokenizer, without padding or truncation of its own, and its special tokens.
+
+    A tokenizer without a token that starts a text starts an answer with its padding, as T5 does; one without padding
+    pads with its end token. Raises UsageError if the files are damaged or no token ends a text.
+    """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True).backend_tokenizer
+        fast = _fast_tokenizer(directory)
     except Exception as error:  # the Rust library raises plain Exception for a file that it cannot read
         raise damaged(directory / "tokenizer.json", error) from None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+    end = _first(fast.sep_token_id, fast.eos_token_id)
+    if end is None:
+        raise UsageError(f"the tokenizer in {directory} has no end token (eos or sep); use the model's own")
+    pad = _first(fast.pad_token_id, end)
+    start = _first(fast.cls_token_id, fast.bos_token_id, pad)
+    fast.backend_tokenizer.no_padding()
+    fast.backend_tokenizer.no_truncation()
+    return fast.backend_tokenizer, SpecialTokens(pad, start, end)
 
 
-def token_id(tokenizer: Tokenizer, *names: str) -> int:
-    """The id of the first of ``names`` that the tokenizer has. Raises UsageError if it has none."""
-    for name in names:
-        if (found := tokenizer.token_to_id(name)) is not None:
-            return int(found)
-    raise UsageError(f"the foundation's tokenizer has no {' or '.join(names)} token; use the model's own")
+def _fast_tokenizer(directory: Path) -> Any:
+    """The family's own tokenizer, or what tokenizer.json says where that one is no fast tokenizer (SigLIP)."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception:
+        tokenizer = None
+    if hasattr(tokenizer, "backend_tokenizer"):
+        return tokenizer
+    return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
 
 
-def load_normalisation(
-    directory: Path, mean: tuple[float, ...], std: tuple[float, ...]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of preprocessor_config.json, or those given where it has none."""
-    path = directory / "preprocessor_config.json"
-    if not path.is_file():
-        return mean, std
-    values = load_json(path)
-    return tuple(values.get("image_mean", mean)), tuple(values.get("image_std", std))
+def _first(*ids: int | None) -> int | None:
+    return next((found for found in ids if found is not None), None)
+
+
+def load_normalisation(directory: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation of preprocessor_config.json or processor_config.json, None where neither has them."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (directory / name).is_file():
+            values = load_json(directory / name)
+            values = values.get("image_processor", values)
+            if "image_mean" in values and "image_std" in values:
+                return tuple(values["image_mean"]), tuple(values["image_std"])
+    return None
 
 
 def load_json(path: Path) -> dict[str, Any]:

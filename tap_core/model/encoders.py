@@ -3,11 +3,22 @@
 It knows `Encoder` and adapters. It does not know what a foundation's family is, nor the backbone.
 """
 
+import copy
+import re
+
 from torch import Tensor, nn
 
 from tap_core.components import Modality, encoder
 from tap_core.foundations.base import Encoder
-from tap_core.model.adapters import ParameterSet, adapter_name, add_adapters, routed, share_frozen
+from tap_core.model.adapters import (
+    PARAMETER_SETS,
+    ParameterSet,
+    adapter_name,
+    adapter_parameters,
+    add_adapters,
+    routed,
+    share_frozen,
+)
 from tap_core.model.transformer import attend, transform
 from tap_core.settings.federation import LoraConfig
 
@@ -19,14 +30,29 @@ class AdaptedEncoder(nn.Module):
         super().__init__()
         self.encoder = share_frozen(frozen)
         self.modality = modality
-        add_adapters(self.encoder, encoder(modality), frozen.adapted, lora.encoder, lora.dropout)
+        if any(re.fullmatch(frozen.adapted, name) for name, _ in frozen.named_modules()):
+            add_adapters(self.encoder, encoder(modality), frozen.adapted, lora.encoder, lora.dropout)
+        self.projections = nn.ModuleDict()
+        if frozen.new_projection:  # each parameter set has its own
+            self.encoder.project = nn.Identity()
+            for which in PARAMETER_SETS:
+                self.projections[which] = copy.deepcopy(frozen.project).requires_grad_(True)
+
+    def parameters_of(self, parameter_set: ParameterSet) -> dict[str, nn.Parameter]:
+        """The trainable parameters of `encoder/{m}` in one set, by name. A modality may have none."""
+        found = adapter_parameters(self.encoder, parameter_set, encoder(self.modality))
+        if parameter_set in self.projections:
+            found |= {f"project.{name}": p for name, p in self.projections[parameter_set].named_parameters()}
+        return found
 
     def forward(self, inputs: Tensor, mask: Tensor | None, parameter_set: ParameterSet) -> Tensor:
         """``inputs``: pixels (B, 3, side, side) or token ids (B, S), with the texts' bool mask (B, S); (B, S, d)."""
         names = [adapter_name(parameter_set, encoder(self.modality))]
-        x = self.encoder.embed(inputs)[None]  # one group: every example of a modality takes the same way
+        patches = routed(self.encoder.patch, self.encoder.cut(inputs)[None], names)[0]
+        x = self.encoder.embed(patches)[None]  # one group: every example of a modality takes the same way
         if mask is None:
             mask = x.new_ones(x.shape[1:3], dtype=bool)
         for block in self.encoder.blocks:
             x = transform(block, attend(block, x, mask, names, self.encoder.causal), names)
-        return routed(self.encoder.project, self.encoder.norm(x), names)[0]
+        x = routed(self.encoder.project, self.encoder.norm(x), names)[0]
+        return self.projections[parameter_set](x) if parameter_set in self.projections else x

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from tap_core.components import Modality, decoder, encoder, family, owned_components
-from tap_core.errors import UsageError
 from tap_core.foundations.base import Foundation
 from tap_core.foundations.preprocessor import Preprocessor
 from tap_core.model import adapters
@@ -40,16 +39,12 @@ class TapModel(nn.Module):
         self.embeddings = foundation.word_embeddings  # a frozen parameter: it moves to a device with the model
         self.preprocessor = Preprocessor(foundation, text_length=config.training.text_length)
         modalities: list[Modality] = [m for m in ("image", "text") if encoder(m) in self.components]
-        self.encoders = nn.ModuleDict({m: AdaptedEncoder(foundation.encoders[m], m, config.lora) for m in modalities})
-        if len(foundation.blocks) < 2 * config.model.stage_layers:
-            raise UsageError(
-                f"model.stage_layers = {config.model.stage_layers} needs {2 * config.model.stage_layers} multimodal "
-                f"layers and the foundation has {len(foundation.blocks)}; lower it"
-            )
-        self.backbone = Backbone(foundation.blocks, config.model.stage_layers, self.components, config.lora)
+        encoders, blocks = foundation.split(config.model.stage_layers)
+        self.encoders = nn.ModuleDict({m: AdaptedEncoder(encoders[m], m, config.lora) for m in modalities})
+        self.backbone = Backbone(blocks, len(blocks) // 2, self.components, config.lora)
         sizes = HeadSizes(
             hidden=foundation.hidden,
-            heads=foundation.blocks[0].heads,
+            heads=blocks[0].heads,
             words=foundation.word_embeddings.shape,
             classifier_width=config.model.classifier_width,
             image_width=config.model.image_decoder_width,
@@ -68,7 +63,7 @@ class TapModel(nn.Module):
     def _find_parameters(self, which: ParameterSet, component: str) -> dict[str, nn.Parameter]:
         match family(component):
             case "encoder":
-                return adapters.adapter_parameters(self.encoders[component.split("/")[1]].encoder, which, component)
+                return self.encoders[component.split("/")[1]].parameters_of(which)
             case "decoder":
                 return dict(self.decoders[adapters.adapter_name(which, component)].named_parameters())
             case _:

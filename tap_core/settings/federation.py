@@ -70,7 +70,11 @@ class LoraConfig(Settings):
 class ModelConfig(Settings):
     """Sizes of what is built around the frozen encoders (METHOD.md section 3)."""
 
-    stage_layers: int = Field(default=1, ge=1, description="L: MoTE layers, and as many MoME layers after them.")
+    stage_layers: int | None = Field(
+        default=None,
+        ge=1,
+        description="L: MoTE layers, and as many MoME layers after them; left out: the foundation's own (ViLT 4, else 1).",
+    )
     classifier_width: int = Field(
         default=128, ge=8, description="Width of the inner layer of decoders that put out a few numbers."
     )
@@ -245,7 +249,7 @@ class FederationConfig(Settings):
     """The whole of `federation.toml`."""
 
     name: Name
-    foundation: str = Field(min_length=1, description="Hub id or directory of the pretrained FLAVA model.")
+    foundation: str = Field(min_length=1, description="Hub id or directory of the pretrained model.")
     seed: int = Field(default=0, ge=0, lt=2**63)
     tasks: dict[Name, TaskConfig] = Field(min_length=1)
     model: ModelConfig = ModelConfig()

@@ -19,7 +19,7 @@ def copy(mini_foundation: Path, tmp_path: Path) -> Path:
 
 def test_a_directory_without_weights_is_refused(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match=r"holds no weights; put the FLAVA model's model\.safetensors there"):
+    with pytest.raises(UsageError, match=r"holds no weights; put the model's model\.safetensors there"):
         load_foundation(str(copy))
 
 
@@ -42,7 +42,7 @@ def test_a_truncated_file_is_refused(copy: Path) -> None:
 def test_another_kind_of_model_is_refused(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
-    with pytest.raises(UsageError, match="model_type 'bert'; one of flava is needed"):
+    with pytest.raises(UsageError, match="model_type 'bert'; one of flava, vilt is needed"):
         load_foundation(str(copy))
 
 

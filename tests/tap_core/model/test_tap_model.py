@@ -211,5 +211,5 @@ def test_more_layers_per_stage_are_more_tensors_of_the_same_components(
 def test_a_foundation_with_too_few_layers_is_refused_in_one_line(mini_model: Make) -> None:
     from tap_core.errors import UsageError
 
-    with pytest.raises(UsageError, match="needs 6 multimodal layers and the foundation has 4; lower it"):
+    with pytest.raises(UsageError, match="needs 6 layers for the backbone and the foundation has 4; lower it"):
         mini_model("colour", model={"stage_layers": 3})
