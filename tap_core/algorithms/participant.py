@@ -16,6 +16,7 @@ import numpy as np
 
 from tap_core.algorithms.distillation import distil
 from tap_core.algorithms.replacement import replaced_components, triggers
+from tap_core.cohorts import own_values
 from tap_core.components import examples_per_component
 from tap_core.examples import Example, TaskData
 from tap_core.model.tap_model import TapModel, Tensors
@@ -41,7 +42,8 @@ class DeviceState:
     """What a device keeps from round to round and never sends.
 
     ``personal``: x_i, float32, empty before the first participation. The histories hold h_fed[o] and h_personal[o],
-    infinite before the first participation.
+    infinite before the first participation. ``home``: w_r, in the wire's dtype, of each component that stayed at home
+    in round ``round`` (`tap_core.cohorts`).
     """
 
     round: int
@@ -49,6 +51,7 @@ class DeviceState:
     federated_loss: dict[str, float]
     personal_loss: dict[str, float]
     finished: bool = False
+    home: Tensors = field(default_factory=dict)
 
     @classmethod
     def initial(cls, tasks: Mapping[str, Any] | tuple[str, ...]) -> "DeviceState":
@@ -58,7 +61,7 @@ class DeviceState:
 
 @dataclass(frozen=True)
 class Update:
-    """What a device uploads: its owned components in the wire's dtype and n_{i,r} for each of them."""
+    """What a device uploads: its federated components in the wire's dtype and n_{i,r} for each of them."""
 
     round: int
     examples: dict[str, int]
@@ -137,13 +140,23 @@ class Participant:
         return {name: len(self.data[name].train) for name in sorted(self.data)}
 
     def take_part(
-        self, round_number: int, received: Tensors, state: DeviceState, on_progress: Progress | None = None
+        self,
+        round_number: int,
+        received: Tensors,
+        state: DeviceState,
+        on_progress: Progress | None = None,
+        *,
+        home: Mapping[str, int] | None = None,
     ) -> RoundOutcome:
         """Steps 1 to 5 of a round of stage 1. ``received``: the global value of each owned component.
+
+        ``home``: the owned components that stay at home, each with the version that the coordinator has of it. They
+        are not in the update, and start from the device's own value where `own_values` says so.
 
         Raises ValueError if ``received`` is not exactly the owned components, Diverged if training does; the state
         that was passed in is then still good.
         """
+        home = {} if home is None else home
         began = time.monotonic()
         config, model = self.config, self.model
         accelerator = make_accelerator(self.runtime, config.training.accumulation)
@@ -154,7 +167,7 @@ class Participant:
             return Phase(name, seed, config.training.steps, warmed_up(config, round_number))
 
         # 1 and 2: load strictly into w_i, train it
-        model.load("federated", received)
+        model.load("federated", starting_values(received, state, home))
         federated_loss = train(
             model,
             "federated",
@@ -179,11 +192,12 @@ class Participant:
             accelerator,
             on_progress=on_progress,
         )
-        # 5: the federated set goes out, and nothing else
-        update = Update(
-            round_number, examples_per_component(self.tasks, self.examples), on_wire(trained, config.wire.dtype)
-        )
-        after = DeviceState(round_number, model.state("personal"), federated_loss, personal_loss)
+        # 5: of the federated set what others share goes out, and nothing else
+        wire, examples = on_wire(trained, config.wire.dtype), examples_per_component(self.tasks, self.examples)
+        sent = [name for name in wire if name not in home]
+        update = Update(round_number, {name: examples[name] for name in sent}, {name: wire[name] for name in sent})
+        kept = {name: wire[name] for name in sorted(home)}
+        after = DeviceState(round_number, model.state("personal"), federated_loss, personal_loss, home=kept)
         seconds = time.monotonic() - began
         return RoundOutcome(
             after, update, RoundReport(round_number, federated_loss, personal_loss, triggered, replaced, seconds)
@@ -196,16 +210,19 @@ class Participant:
         on_progress: Progress | None = None,
         *,
         distilling: bool = True,
+        home: Mapping[str, int] | None = None,
     ) -> FinishOutcome:
         """Stage 2 and the measurements on the test split. ``received``: the final global components.
 
-        A device that was never sampled starts from the global components. Without ``distilling`` the personal set stays
-        that of stage 1. Raises Diverged if stage 2 does; the state that was passed in is then still good.
+        ``home``: as in `take_part`; the final value of a component at home is the device's own. A device that was never
+        sampled starts from the global components. Without ``distilling`` the personal set stays that of stage 1.
+        Raises Diverged if stage 2 does; the state that was passed in is then still good.
         """
         accelerator = make_accelerator(self.runtime, self.config.training.accumulation)
         self.model.to(accelerator.device)
-        self.model.load("federated", received)
-        self.model.load("personal", state.personal or received)
+        final = starting_values(received, state, {} if home is None else home)
+        self.model.load("federated", final)
+        self.model.load("personal", state.personal or final)
         measured = [task for task in self.tasks if self.data[task.name].test]
 
         beams = self.config.evaluation.beams
@@ -272,6 +289,11 @@ class Participant:
     @property
     def _train_data(self) -> dict[str, Any]:
         return {name: self.data[name].train for name in sorted(self.data)}
+
+
+def starting_values(received: Tensors, state: DeviceState, home: Mapping[str, int]) -> Tensors:
+    """What w_i starts from: of components at home the device's own value where it counts, of others what came."""
+    return {**received, **{name: state.home[name] for name in own_values(home, state.home, state.round)}}
 
 
 def _spread(examples: Sequence[Example], count: int) -> list[Example]:

@@ -114,7 +114,12 @@ class RoundsConfig(Settings):
     deadline: float = Field(
         default=3600, gt=0, le=1e8, description="Seconds after which a round closes without the missing."
     )
-    min_cohort: int = Field(default=1, ge=1, description="Owners that must report before a component is updated.")
+    min_cohort: int = Field(
+        default=2,
+        ge=1,
+        description="Owners that a component needs to be federated, and that must report before it is updated; with "
+        "fewer enrolled it stays at home, on its owners' devices.",
+    )
     aggregation: Aggregation = Field(
         default="mean", description="mean (weighted by examples), trimmed_mean or median (each device counts the same)."
     )
@@ -138,7 +143,10 @@ class RoundsConfig(Settings):
         if self.min_updates > self.clients_per_round:
             raise ValueError("'min_updates' exceeds 'clients_per_round', so no round could ever succeed")
         if self.min_cohort > self.clients_per_round:
-            raise ValueError("'min_cohort' exceeds 'clients_per_round', so no component could ever be updated")
+            raise ValueError(
+                "'min_cohort' exceeds 'clients_per_round', so no component could ever be updated; sample more devices, "
+                "or set min_cohort = 1 if a single device's update may be sent and read"
+            )
         if self.aggregation != "mean" and self.clients_per_round < 3:
             raise ValueError(f"'aggregation' {self.aggregation!r} needs 'clients_per_round' of 3 or more")
         return self

@@ -1,21 +1,28 @@
 """The whole of TAP in one process, written as METHOD.md reads: the oracle for the networked federation.
 
-It knows participants and aggregation. It does not know files, sockets, processes or failures.
+It knows participants, cohorts and aggregation. It does not know files, sockets, processes or failures.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tap_core.aggregation import aggregate
 from tap_core.algorithms.participant import WIRE_DTYPES, DeviceState, FinishOutcome, Participant, RoundOutcome
+from tap_core.cohorts import federated_components
 from tap_core.model.tap_model import Tensors
 from tap_core.samplers.uniform import sample_devices
 from tap_core.settings.federation import FederationConfig
 
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """The final global components, and each device's outcome of stage 2."""
+    """The final global components, and each device's outcome of stage 2.
+
+    A component that stays at home keeps its version here; its owners' values are in their states.
+    """
 
     components: Tensors
     devices: dict[str, FinishOutcome]
@@ -27,31 +34,47 @@ def simulate(
     components: Tensors,
     *,
     on_round: Callable[[int, Mapping[str, RoundOutcome]], None] | None = None,
+    enrolled: Callable[[int], Collection[str]] | None = None,
 ) -> SimulationResult:
-    """Run every round and stage 2. ``participants``: by device; ``components``: version 0, in the wire's dtype."""
-    W = dict(components)
+    """Run every round and stage 2. ``participants``: by device; ``components``: version 0, in the wire's dtype.
+
+    ``enrolled``: which devices are when a round opens; None: all, always. Stage 2 is for those of the last round.
+    """
+    W, versions = dict(components), dict.fromkeys(components, 0)
     states = {device: DeviceState.initial(tuple(p.data)) for device, p in participants.items()}
+    members, home = sorted(participants), dict[str, int]()
     for t in range(config.rounds.total):
-        sampled = sample_devices(config.seed, t, 0, sorted(participants), config.rounds.clients_per_round)
+        if enrolled is not None:
+            members = sorted(enrolled(t))
+        home = at_home(versions, (participants[i] for i in members), config.rounds.min_cohort)
         outcomes: dict[str, RoundOutcome] = {}
-        for i in sampled:
-            outcomes[i] = participants[i].take_part(t, owned(W, participants[i]), states[i])
+        for i in sample_devices(config.seed, t, 0, members, config.rounds.clients_per_round):
+            p = participants[i]
+            outcomes[i] = p.take_part(t, owned(W, p), states[i], home=owned(home, p))
             states[i] = outcomes[i].state
-        W = next_components(W, outcomes, config)
+        changed = next_components(W, outcomes, config)
+        W, versions = {**W, **changed}, {**versions, **dict.fromkeys(changed, t + 1)}
         if on_round is not None:
             on_round(t, outcomes)
-    finished = {i: p.finish(owned(W, p), states[i]) for i, p in sorted(participants.items())}
+    last = {i: participants[i] for i in members}
+    finished = {i: p.finish(owned(W, p), states[i], home=owned(home, p)) for i, p in last.items()}
     return SimulationResult(W, finished)
 
 
-def owned(W: Tensors, participant: Participant) -> Tensors:
-    """What a device receives: the components that it owns."""
-    return {r: W[r] for r in participant.model.components}
+def owned(values: Mapping[str, Value], participant: Participant) -> dict[str, Value]:
+    """Of values by component those of the components that a device owns."""
+    return {r: values[r] for r in participant.model.components if r in values}
+
+
+def at_home(versions: Mapping[str, int], participants: Iterable[Participant], min_cohort: int) -> dict[str, int]:
+    """The components that stay at home while these devices are enrolled, each with its version."""
+    federated = federated_components((participant.tasks for participant in participants), min_cohort)
+    return {r: version for r, version in versions.items() if r not in federated}
 
 
 def next_components(W: Tensors, outcomes: Mapping[str, RoundOutcome], config: FederationConfig) -> Tensors:
-    """W_r <- the aggregate over S_r (`aggregation`); a component with too small an S_r keeps its value."""
-    rounds, updated = config.rounds, dict(W)
+    """The components that the round changes: W_r <- the aggregate over S_r (`aggregation`), if S_r is large enough."""
+    rounds, changed = config.rounds, Tensors()
     for r in sorted(W):
         S_r = {
             i: (outcome.update.examples[r], outcome.update.components[r])
@@ -59,5 +82,5 @@ def next_components(W: Tensors, outcomes: Mapping[str, RoundOutcome], config: Fe
             if r in outcome.update.components
         }
         if len(S_r) >= rounds.min_cohort:
-            updated[r] = aggregate(S_r, WIRE_DTYPES[config.wire.dtype], rounds.aggregation, rounds.trim)
-    return updated
+            changed[r] = aggregate(S_r, WIRE_DTYPES[config.wire.dtype], rounds.aggregation, rounds.trim)
+    return changed

@@ -60,7 +60,7 @@ def simulated(manifest, devices, turn, **rounds):
         before |= decoded(device.offers[turn][1])
         update = SimpleNamespace(examples=device.examples, components=decoded(device.sent_updates[turn]))
         outcomes[device.name] = SimpleNamespace(update=update)
-    after = next_components(before, outcomes, config)
+    after = {**before, **next_components(before, outcomes, config)}
     return {name: encode_tensors(ComponentTensors(name, tensors)) for name, tensors in after.items()}
 
 

@@ -175,7 +175,7 @@ def test_simulation_aggregates_exactly_the_updates_of_the_sampled_devices(
         "d22": participant("d22", "colour", "letters"),
         "d333": participant("d333", "ask"),
     }
-    config = mini_config()
+    config = mini_config(rounds={"min_cohort": 1})
     seen: list[Any] = []
     start = mini_model().state("federated")
     result = simulate(config, devices, start, on_round=lambda t, outcomes: seen.append((t, dict(outcomes))))
@@ -196,12 +196,38 @@ def test_simulation_aggregates_exactly_the_updates_of_the_sampled_devices(
     assert set(result.devices) == set(devices)
 
 
-def test_min_cohort_keeps_a_component_with_too_few_owners(
-    participant: Make, mini_config: Make, mini_model: Make
-) -> None:
-    tables = {"rounds": {"total": 1, "clients_per_round": 2, "min_cohort": 2}}
-    devices = {"d1": participant("d1", "colour", **tables), "d22": participant("d22", "letters", **tables)}
-    start = mini_model(**tables).state("federated")
-    result = simulate(mini_config(**tables), devices, start)
-    assert same(result.components["encoder/image"], start["encoder/image"])
-    assert not same(result.components["mome/attention/shared"], start["mome/attention/shared"])
+def test_what_stays_at_home_is_kept_and_not_sent(participant: Make) -> None:
+    device = participant("d", "colour", wire={"dtype": "bfloat16"})
+    received, tasks = device.model.state("federated"), ("colour",)
+    everything = device.take_part(0, received, DeviceState.initial(tasks)).update
+    home = dict.fromkeys(("decoder/colour", "encoder/image"), 0)
+    outcome = device.take_part(0, received, DeviceState.initial(tasks), home=home)
+    sent = {*everything.components} - {*home}
+    assert set(outcome.update.components) == set(outcome.update.examples) == sent and set(outcome.state.home) == {*home}
+    for name, group in everything.components.items():
+        assert same((outcome.state.home if name in home else outcome.update.components)[name], group)
+
+
+def test_a_component_at_home_starts_from_its_own_value_unless_the_coordinators_is_newer(participant: Make) -> None:
+    """Training is switched off by a learning rate of nearly nothing, so that what comes out is what went in."""
+    device = participant("d", "colour", training={"learning_rate": 1e-12})
+    received = device.model.state("federated")
+    own = {c: {k: v + 1 for k, v in received[c].items()} for c in ("decoder/colour", "encoder/image")}
+    state = DeviceState(3, received, {}, {"colour": math.inf}, home=own)
+    home = {"decoder/colour": 3, "encoder/image": 4, "mote/attention/image": 0}  # version 4 is what round 3 made
+    kept = device.take_part(5, received, state, home=home).state.home
+    assert set(kept) == set(home)
+    for name, wanted in {**received, "decoder/colour": own["decoder/colour"]}.items():
+        if name in home:
+            assert all(np.allclose(kept[name][k], wanted[k], atol=1e-6) for k in wanted), name
+    assert "decoder/colour" not in device.take_part(5, received, state).state.home  # federated now: forgotten
+
+
+def test_stage_2_learns_from_the_value_at_home(participant: Make) -> None:
+    device = participant("d", "colour", distillation={"steps": 0})
+    received = device.model.state("federated")
+    home = dict.fromkeys(received, 0)
+    state = device.take_part(0, received, DeviceState.initial(("colour",)), home=home).state
+    at_home, global_model = (device.finish(received, state, home=told).results["colour"] for told in (home, {}))
+    wanted = device.finish(state.home, state).results["colour"]
+    assert at_home == wanted and at_home != global_model

@@ -29,7 +29,12 @@ def test_defaults_are_the_authors(tmp_path: Path) -> None:
     assert config.tasks["label"].name == "label"
     assert (config.lora.encoder.rank, config.lora.attention.alpha, config.lora.dropout) == (8, 32, 0.3)
     assert config.tap.margins.of("text_generation") == 0.01 and config.tap.shared_replacement == "all"
-    assert config.rounds.total == 200 and config.distillation.steps == 50
+    assert config.rounds.total == 200 and config.distillation.steps == 50 and config.rounds.min_cohort == 2
+
+
+def test_a_round_of_one_device_takes_a_cohort_of_one(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + "[rounds]\nclients_per_round = 1\nmin_cohort = 1")
+    assert load_toml(path, FederationConfig).rounds.clients_per_round == 1
 
 
 @pytest.mark.parametrize(
@@ -46,6 +51,7 @@ def test_defaults_are_the_authors(tmp_path: Path) -> None:
         ("[rounds]\ntotal = 0", "rounds.total: Input should be greater than or equal to 1 (got 0)"),
         ("[rounds]\nmin_updates = 9", "'min_updates' exceeds 'clients_per_round'"),
         ("[rounds]\nmin_cohort = 3", "'min_cohort' exceeds 'clients_per_round'"),
+        ("[rounds]\nclients_per_round = 1", "or set min_cohort = 1"),
         ("[rounds]\ndeadline = inf", "rounds.deadline: Input should be a finite number"),
         ("[rounds]\ndeadline = 1e10", "rounds.deadline: Input should be less than or equal to 100000000"),
         ("[tap.margins]\ntext_generation = inf", "tap.margins.text_generation: Input should be a finite number"),
