@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 import mini
 import numpy as np
 
-from tap_core.algorithms.participant import Participant, on_wire
+from tap_core.algorithms.base import on_wire
+from tap_core.algorithms.participant import Participant
 from tap_core.foundations import load_foundation
 from tap_core.model.tap_model import build_model
 from tap_core.simulation.in_process import simulate

@@ -34,16 +34,16 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import numpy as np
 import torch
+from tap_core.tasks.objectives import losses
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils import logging as transformers_logging
 
-from tap_core.algorithms.distillation import teaching
+from tap_core.algorithms.tap import teaching
 from tap_core.examples import Example
 from tap_core.foundations import load_foundation
 from tap_core.model.tap_model import TapModel, build_model
 from tap_core.settings.federation import FederationConfig
-from tap_core.tasks.objectives import losses
 from tap_core.training.loop import Phase, train
 from tap_core.training.runtime import Runtime, make_accelerator
 

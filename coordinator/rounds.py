@@ -46,7 +46,7 @@ from coordinator.events import (
     Resume,
     Spent,
 )
-from tap_core.samplers.uniform import sample_devices
+from tap_core.samplers import SAMPLERS
 from tap_core.settings.federation import RoundsConfig
 
 Phase = Literal["waiting", "open", "closing", "finishing", "finished"]
@@ -258,7 +258,8 @@ class Rounds:
             self.paused = self._why_hold()
             return [Hold(self.paused)]
         clients = self.config.clients_per_round
-        sampled = sample_devices(self.seed, self.round, self.attempt, fresh if is_hopeful else roster, clients)
+        sample = SAMPLERS.named(self.config.sampler)
+        sampled = sample(self.seed, self.round, self.attempt, fresh if is_hopeful else roster, clients)
         self._open(sampled, now)
         return [OpenRound(self.round, self.attempt, sampled)]
 

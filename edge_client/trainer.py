@@ -18,7 +18,8 @@ from edge_client.datasets import count_tasks, load_tasks
 from edge_client.private_store import PendingUpdate, PersonalTensors, StateError, StoredState, Tensors
 from protocol.errors import LocalProtocolError, NotFinite, RemoteProtocolError
 from protocol.tensors import ComponentTensors, decode_tensors, digest_of, encode_tensors
-from tap_core.algorithms.participant import DeviceState, Participant
+from tap_core.algorithms.base import DeviceState
+from tap_core.algorithms.participant import Participant
 from tap_core.errors import Diverged, TapError
 from tap_core.export.directory import export_task
 from tap_core.foundations import load_foundation

@@ -22,10 +22,15 @@ class Example:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A device's examples of one task; ``test`` may be empty. The two share no source item (METHOD.md section 8, 5)."""
+    """A device's examples of one task; ``test`` may be empty. The parts share no source item (METHOD.md section 8, 5).
+
+    ``decision``: cut from the training items for a trigger that compares sets on held-out examples (METHOD.md section
+    9), never trained on; empty where no trigger needs it.
+    """
 
     train: Sequence[Example]
     test: Sequence[Example]
+    decision: Sequence[Example] = ()
 
 
 def targets_of(examples: Sequence[Example]) -> Sequence[Any]:

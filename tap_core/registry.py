@@ -56,12 +56,16 @@ class Registry(Mapping[str, T], Generic[T]):
         return name in self._found
 
     def named(self, name: str) -> T:
-        """The thing of this name. Raises UsageError, with the nearest known name, if there is none."""
+        """The thing of this name, imported if need be. Raises UsageError as `require` does."""
+        self.require(name)
+        return self[name]
+
+    def require(self, name: str) -> None:
+        """Raise UsageError, with the nearest known name, unless there is a thing of this name. Imports nothing."""
         if name not in self:
             nearest = difflib.get_close_matches(name, list(self), n=1, cutoff=0.5)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(self)}"
             raise UsageError(f"no {self.what} {name!r}; {hint}")
-        return self[name]
 
     def _look(self) -> None:
         if not self._looked:

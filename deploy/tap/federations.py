@@ -10,7 +10,8 @@ from pathlib import Path
 from edge_client.config import directory_or_hub_id, load_client_config
 from edge_client.datasets import load_tasks
 from protocol.tensors import ComponentTensors, digest_of, encode_tensors
-from tap_core.algorithms.participant import Participant, RoundOutcome, on_wire
+from tap_core.algorithms.base import on_wire
+from tap_core.algorithms.participant import Participant, RoundOutcome
 from tap_core.errors import UsageError
 from tap_core.foundations import load_foundation
 from tap_core.foundations.files import foundation_digest

@@ -1,0 +1,13 @@
+"""Algorithms of personalization: one file each, one line below (METHOD.md section 10). Importing it loads no torch."""
+
+from typing import TYPE_CHECKING
+
+from tap_core.registry import Registry
+
+if TYPE_CHECKING:
+    from tap_core.algorithms.base import Algorithm
+
+__all__ = ["ALGORITHMS"]
+
+ALGORITHMS: "Registry[type[Algorithm]]" = Registry("algorithm", "tap_edge.algorithms")
+ALGORITHMS.add("tap", "tap_core.algorithms.tap:Tap")

@@ -1,62 +1,31 @@
-"""One device's part in the method: receive, train, replace, train, upload; at the end, distil (METHOD.md 4 and 5).
+"""One device in a federation: it takes part in rounds with its algorithm, and measures what came of it.
 
 The simulator and the device's agent both drive this class; they differ in who carries the tensors. It holds no state
 between calls: a device's state goes in and comes out, so that a caller can make it durable. It does not know files,
 sockets or other devices.
 """
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from tap_core.algorithms.distillation import distil
-from tap_core.algorithms.replacement import replaced_components, triggers
+from tap_core.algorithms import ALGORITHMS
+from tap_core.algorithms.base import DeviceState, Local, on_wire
 from tap_core.cohorts import own_values
 from tap_core.components import examples_per_component
 from tap_core.examples import Example, TaskData
 from tap_core.model.tap_model import TapModel, Tensors
-from tap_core.seeds import derive_seed
 from tap_core.settings.federation import FederationConfig, TaskConfig
 from tap_core.tasks import task_kind
 from tap_core.training.evaluation import Score, data_uri, evaluate, floor, samples, shown
-from tap_core.training.loop import Phase, Progress, train
-from tap_core.training.optimizer import warmed_up
+from tap_core.training.loop import Progress
 from tap_core.training.runtime import Runtime, make_accelerator
 
-WIRE_DTYPES: dict[str, np.dtype[Any]] = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
 SAMPLES = 6
 """Test examples per task whose outputs are kept to look at."""
-
-
-@dataclass(frozen=True)
-class DeviceState:
-    """What a device keeps from round to round and never sends.
-
-    ``personal``: x_i, float32, empty before the first participation. The histories hold h_fed[o] and h_personal[o],
-    infinite before the first participation. ``home``: w_r, in the wire's dtype, of each component that stayed at home
-    in round ``round`` (`tap_core.cohorts`).
-    """
-
-    round: int
-    personal: Tensors
-    federated_loss: dict[str, float]
-    personal_loss: dict[str, float]
-    finished: bool = False
-    home: Tensors = field(default_factory=dict)
-
-    @classmethod
-    def initial(cls, tasks: Mapping[str, Any] | tuple[str, ...]) -> "DeviceState":
-        infinite = dict.fromkeys(sorted(tasks), math.inf)
-        return cls(round=-1, personal={}, federated_loss=infinite, personal_loss=dict(infinite))
 
 
 @dataclass(frozen=True)
@@ -131,6 +100,7 @@ class Participant:
         self.config, self.device, self.model, self.data = config, device, model, data
         self.runtime = Runtime() if runtime is None else runtime
         self.tasks = config.tasks_named(data)
+        self.algorithm = ALGORITHMS.named(config.algorithm)(config)
         for task in self.tasks:
             model.preprocessor.fit(task, data[task.name].train)
 
@@ -138,6 +108,10 @@ class Participant:
     def examples(self) -> dict[str, int]:
         """n_{i,o}, training examples by task."""
         return {name: len(self.data[name].train) for name in sorted(self.data)}
+
+    def initial_state(self) -> DeviceState:
+        """The state before the first participation."""
+        return self.algorithm.init(tuple(self.data))
 
     def take_part(
         self,
@@ -158,50 +132,25 @@ class Participant:
         """
         home = {} if home is None else home
         began = time.monotonic()
-        config, model = self.config, self.model
-        accelerator = make_accelerator(self.runtime, config.training.accumulation)
-        model.to(accelerator.device)
-
-        def phase(name: str) -> Phase:
-            seed = derive_seed(config.seed, self.device, round_number, name)
-            return Phase(name, seed, config.training.steps, warmed_up(config, round_number))
-
-        # 1 and 2: load strictly into w_i, train it
-        model.load("federated", starting_values(received, state, home))
-        federated_loss = train(
-            model,
-            "federated",
-            self._train_data,
-            config.training,
-            phase("federated"),
-            accelerator,
-            on_progress=on_progress,
-        )
-        # 3: where the federated set is better by the margin, the personal one becomes a copy of it
-        triggered = triggers(self.tasks, federated_loss, state.personal_loss, config.tap)
-        replaced = replaced_components(self.tasks, triggered, config.tap.shared_replacement)
-        trained = model.state("federated")
-        model.load("personal", {**(state.personal or trained), **{name: trained[name] for name in replaced}})
-        # 4: train x_i on other batches
-        personal_loss = train(
-            model,
-            "personal",
-            self._train_data,
-            config.training,
-            phase("personal"),
-            accelerator,
-            on_progress=on_progress,
-        )
+        local = self._local(on_progress)
+        self.model.load("federated", starting_values(received, state, home))  # step 1
+        part = self.algorithm.take_part(local, round_number, state)  # steps 2 to 4
         # 5: of the federated set what others share goes out, and nothing else
-        wire, examples = on_wire(trained, config.wire.dtype), examples_per_component(self.tasks, self.examples)
+        wire = on_wire(part.trained, self.config.wire.dtype)
+        examples = examples_per_component(self.tasks, self.examples)
         sent = [name for name in wire if name not in home]
         update = Update(round_number, {name: examples[name] for name in sent}, {name: wire[name] for name in sent})
         kept = {name: wire[name] for name in sorted(home)}
-        after = DeviceState(round_number, model.state("personal"), federated_loss, personal_loss, home=kept)
-        seconds = time.monotonic() - began
-        return RoundOutcome(
-            after, update, RoundReport(round_number, federated_loss, personal_loss, triggered, replaced, seconds)
+        after = DeviceState(round_number, part.personal, part.federated_loss, part.personal_loss, home=kept)
+        report = RoundReport(
+            round_number,
+            part.federated_loss,
+            part.personal_loss,
+            part.replaced,
+            part.replaced_components,
+            time.monotonic() - began,
         )
+        return RoundOutcome(after, update, report)
 
     def finish(
         self,
@@ -218,8 +167,8 @@ class Participant:
         sampled starts from the global components. Without ``distilling`` the personal set stays that of stage 1.
         Raises Diverged if stage 2 does; the state that was passed in is then still good.
         """
-        accelerator = make_accelerator(self.runtime, self.config.training.accumulation)
-        self.model.to(accelerator.device)
+        local = self._local(on_progress)
+        accelerator = local.accelerator
         final = starting_values(received, state, {} if home is None else home)
         self.model.load("federated", final)
         self.model.load("personal", state.personal or final)
@@ -240,7 +189,7 @@ class Participant:
 
         federated, federated_outputs, stage1 = scores("federated"), outputs("federated"), scores("personal")
         if distilling:
-            distil(self.model, self._train_data, self.config, self.device, accelerator, on_progress)
+            self.algorithm.finish(local, state)
         personal, personal_outputs = scores("personal"), outputs("personal")
         results = {
             task.name: self._result(
@@ -286,9 +235,10 @@ class Participant:
             "target": data_uri(target) if isinstance(target, np.ndarray) else shown(preprocessor, task, target),
         }
 
-    @property
-    def _train_data(self) -> dict[str, Any]:
-        return {name: self.data[name].train for name in sorted(self.data)}
+    def _local(self, on_progress: Progress | None) -> Local:
+        accelerator = make_accelerator(self.runtime, self.config.training.accumulation)
+        self.model.to(accelerator.device)
+        return Local(self.config, self.device, self.model, self.data, accelerator, on_progress)
 
 
 def starting_values(received: Tensors, state: DeviceState, home: Mapping[str, int]) -> Tensors:
@@ -300,10 +250,3 @@ def _spread(examples: Sequence[Example], count: int) -> list[Example]:
     """At most ``count`` examples, evenly spaced: files often come sorted by class."""
     count = min(count, len(examples))
     return [examples[index * len(examples) // count] for index in range(count)]
-
-
-def on_wire(tensors: Tensors, dtype: str) -> Tensors:
-    """The tensors in the wire's dtype, rounded once."""
-    return {
-        name: {key: value.astype(WIRE_DTYPES[dtype]) for key, value in group.items()} for name, group in tensors.items()
-    }

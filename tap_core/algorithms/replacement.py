@@ -1,23 +1,12 @@
-"""Margin replacement: which personal components become copies of the federated ones (METHOD.md section 4, step 3).
+"""Replacement: which personal components become copies of the federated ones (METHOD.md section 4, step 3).
 
-It knows losses by task and names of components. No tensors, no torch.
+It knows which tasks' triggers fired and names of components. No tensors, no torch.
 """
 
 from collections.abc import Mapping, Sequence
 
 from tap_core.components import components_of_task
-from tap_core.settings.federation import SharedReplacement, TapConfig, TaskConfig
-
-
-def triggers(
-    tasks: Sequence[TaskConfig], federated: Mapping[str, float], personal: Mapping[str, float], tap: TapConfig
-) -> dict[str, bool]:
-    """R[o] by task: whether h_fed[o] + margin[o] < h_personal[o].
-
-    ``federated`` and ``personal`` are mean training losses per example by task. A personal loss of infinity (before the
-    first participation) always triggers.
-    """
-    return {task.name: federated[task.name] + tap.margins.of(task.kind) < personal[task.name] for task in tasks}
+from tap_core.settings.federation import SharedReplacement, TaskConfig
 
 
 def replaced_components(

@@ -62,7 +62,7 @@ def adapter_parameters(root: nn.Module, which: ParameterSet, component: str) -> 
 
 
 def initialise_adapter(parameters: dict[str, nn.Parameter], generator: torch.Generator) -> None:
-    """Kaiming-uniform A and zero B, drawn in order of names from ``generator``; a new layer's weight as A, its bias 0."""
+    """Kaiming-uniform A and zero B, drawn in order of names from ``generator``; a new layer's weight as A, bias 0."""
     for name in sorted(parameters):
         with torch.no_grad():
             if name.endswith((".lora_B", ".bias")):

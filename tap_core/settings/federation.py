@@ -10,10 +10,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
+from tap_core.algorithms import ALGORITHMS
 from tap_core.components import Modality
 from tap_core.errors import UsageError
+from tap_core.registry import Registry
+from tap_core.samplers import SAMPLERS
 from tap_core.settings.base import Name, Settings
-from tap_core.tasks import task_kind
+from tap_core.tasks import KINDS, task_kind
+from tap_core.triggers import DECISIONS, INDICATORS
 
 
 def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -22,15 +26,20 @@ def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
-def _known_kind(name: str) -> str:
-    try:
-        task_kind(name)
-    except UsageError as error:
-        raise ValueError(str(error)) from None
-    return name
+def _one_of(registry: Registry[Any]) -> AfterValidator:
+    """A name that the registry has."""
+
+    def known(name: str) -> str:
+        try:
+            registry.require(name)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return name
+
+    return AfterValidator(known)
 
 
-KindName = Annotated[str, AfterValidator(_known_kind)]
+KindName = Annotated[str, _one_of(KINDS)]
 """The name of a task kind (`tap_core.tasks.KINDS`)."""
 
 
@@ -73,7 +82,7 @@ class ModelConfig(Settings):
     stage_layers: int | None = Field(
         default=None,
         ge=1,
-        description="L: MoTE layers, and as many MoME layers after them; left out: the foundation's own (ViLT 4, else 1).",
+        description="L: MoTE layers, and as many MoME layers; left out: the foundation's own (ViLT 4, else 1).",
     )
     classifier_width: int = Field(
         default=128, ge=8, description="Width of the inner layer of decoders that put out a few numbers."
@@ -105,6 +114,9 @@ Aggregation = Literal["mean", "trimmed_mean", "median"]
 class RoundsConfig(Settings):
     """How rounds are made up, when they close, and which updates count."""
 
+    sampler: Annotated[str, _one_of(SAMPLERS)] = Field(
+        default="uniform", description="How the devices of a round are drawn."
+    )
     total: int = Field(default=200, ge=1, description="T, the number of rounds.")
     clients_per_round: int = Field(default=2, ge=1, description="Devices sampled for each round.")
     min_devices: int = Field(
@@ -195,7 +207,8 @@ class PerKind(Settings):
     @model_validator(mode="after")
     def _names_kinds(self) -> "PerKind":
         for name in self.__pydantic_extra__:
-            _known_kind(name)
+            if name not in KINDS:
+                raise ValueError(f"no task kind {name!r}; known are {', '.join(KINDS)}")
         return self
 
     def of(self, kind: str) -> float:
@@ -223,6 +236,12 @@ SharedReplacement = Literal["all", "any"]
 class TapConfig(Settings):
     """Margin replacement (METHOD.md section 4, step 3)."""
 
+    indicator: Annotated[str, _one_of(INDICATORS)] = Field(
+        default="loss", description="What held-out examples are scored by, for decisions that compare on them."
+    )
+    decision: Annotated[str, _one_of(DECISIONS)] = Field(
+        default="fixed", description="When a task takes over the federated components."
+    )
     margins: Margins = Margins()
     shared_replacement: SharedReplacement = "all"
 
@@ -259,6 +278,9 @@ class FederationConfig(Settings):
     name: Name
     foundation: str = Field(min_length=1, description="Hub id or directory of the pretrained model.")
     seed: int = Field(default=0, ge=0, lt=2**63)
+    algorithm: Annotated[str, _one_of(ALGORITHMS)] = Field(
+        default="tap", description="What devices do in a round and at the end."
+    )
     tasks: dict[Name, TaskConfig] = Field(min_length=1)
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from tap_core.aggregation import aggregate
-from tap_core.algorithms.participant import WIRE_DTYPES, DeviceState, FinishOutcome, Participant, RoundOutcome
+from tap_core.algorithms.base import WIRE_DTYPES
+from tap_core.algorithms.participant import FinishOutcome, Participant, RoundOutcome
 from tap_core.cohorts import federated_components
 from tap_core.model.tap_model import Tensors
-from tap_core.samplers.uniform import sample_devices
+from tap_core.samplers import SAMPLERS
 from tap_core.settings.federation import FederationConfig
 
 Value = TypeVar("Value")
@@ -41,14 +42,15 @@ def simulate(
     ``enrolled``: which devices are when a round opens; None: all, always. Stage 2 is for those of the last round.
     """
     W, versions = dict(components), dict.fromkeys(components, 0)
-    states = {device: DeviceState.initial(tuple(p.data)) for device, p in participants.items()}
+    states = {device: p.initial_state() for device, p in participants.items()}
+    sample = SAMPLERS.named(config.rounds.sampler)
     members, home = sorted(participants), dict[str, int]()
     for t in range(config.rounds.total):
         if enrolled is not None:
             members = sorted(enrolled(t))
         home = at_home(versions, (participants[i] for i in members), config.rounds.min_cohort)
         outcomes: dict[str, RoundOutcome] = {}
-        for i in sample_devices(config.seed, t, 0, members, config.rounds.clients_per_round):
+        for i in sample(config.seed, t, 0, members, config.rounds.clients_per_round):
             p = participants[i]
             outcomes[i] = p.take_part(t, owned(W, p), states[i], home=owned(home, p))
             states[i] = outcomes[i].state

@@ -73,7 +73,7 @@ def test_a_text_is_written_as_the_model_writes_it(exported, picture, beams):
     for question in ("what colour is this", "is this red", "a b c d e f g h"):
         batch, _ = in_torch(model, "ask", pixels, question, "red")
         with torch.no_grad():
-            tokens, mask = model.encode(batch, "personal")
+            tokens, mask, _ = model.encode(batch, "personal")
         decoder, preprocessor = model.decoder("ask", "personal"), model.preprocessor
         ends = {"start": preprocessor.special.start, "end": preprocessor.special.end}
         (expected,) = generate(decoder, tokens, mask, model.embeddings, **ends, beams=beams)

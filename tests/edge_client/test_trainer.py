@@ -11,7 +11,8 @@ from edge_client.config import load_client_config
 from edge_client.private_store import PersonalTensors, PrivateStore, StateError, StoredState
 from edge_client.trainer import LocalTrainer, build_trainer
 from protocol.tensors import ComponentTensors, decode_tensors, digest_of, encode_tensors
-from tap_core.algorithms.participant import WIRE_DTYPES, DeviceState, FinishOutcome, RoundOutcome, Update
+from tap_core.algorithms.base import WIRE_DTYPES, DeviceState
+from tap_core.algorithms.participant import FinishOutcome, RoundOutcome, Update
 from tap_core.errors import Diverged, TapError
 from tap_core.foundations import load_foundation
 from tap_core.model.tap_model import build_model

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tap_core.aggregation import aggregate
-from tap_core.algorithms.participant import DeviceState, Participant
+from tap_core.algorithms.base import DeviceState
+from tap_core.algorithms.participant import Participant
 from tap_core.components import components_of_task, owned_components
 from tap_core.foundations.preprocessor import Preprocessor
 from tap_core.simulation.in_process import simulate

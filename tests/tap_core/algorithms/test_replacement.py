@@ -5,14 +5,20 @@ from typing import Literal
 
 import pytest
 
-from tap_core.algorithms.replacement import replaced_components, triggers
+from tap_core.algorithms.replacement import replaced_components
 from tap_core.components import components_of_task
 from tap_core.settings.federation import Margins, TapConfig, TaskConfig
+from tap_core.triggers.base import Evidence
+from tap_core.triggers.fixed import Fixed
 
 LABEL = TaskConfig(name="label", kind="image_classification", inputs=("image",), classes=("a", "b"))
 GROUP = TaskConfig(name="group", kind="image_classification", inputs=("image",), classes=("a", "b"))
 TEXT = TaskConfig(name="text", kind="text_classification", inputs=("text",), classes=("a", "b"))
 TAP = TapConfig(margins=Margins(image_classification=0.25, text_classification=0.5))
+
+
+def fires(task: TaskConfig, federated: float, personal: float) -> bool:
+    return Fixed(TAP).replaces(Evidence(task, federated, personal, held_out=lambda: pytest.fail("not needed")))
 
 
 @pytest.mark.parametrize(
@@ -22,12 +28,11 @@ TAP = TapConfig(margins=Margins(image_classification=0.25, text_classification=0
 def test_the_federated_loss_must_be_better_by_more_than_the_margin(
     federated: float, personal: float, triggered: bool
 ) -> None:
-    assert triggers([LABEL], {"label": federated}, {"label": personal}, TAP) == {"label": triggered}
+    assert fires(LABEL, federated, personal) == triggered
 
 
 def test_each_kind_has_its_own_margin() -> None:
-    losses = ({"label": 1.0, "text": 1.0}, {"label": 1.4, "text": 1.4})
-    assert triggers([LABEL, TEXT], *losses, TAP) == {"label": True, "text": False}
+    assert fires(LABEL, 1.0, 1.4) and not fires(TEXT, 1.0, 1.4)
 
 
 @pytest.mark.parametrize("policy", ["all", "any"])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tap_core.algorithms.participant import DeviceState, Participant
+from tap_core.algorithms.base import DeviceState
+from tap_core.algorithms.participant import Participant
 from tap_core.examples import Example, TaskData
 from tap_core.settings.federation import TaskConfig
 from tap_core.tasks import task_kind

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from tap_core.algorithms.distillation import distil, teaching
+from tap_core.algorithms.base import DeviceState, Local
+from tap_core.algorithms.tap import Tap, teaching
 from tap_core.errors import TapError
+from tap_core.examples import TaskData
 from tap_core.seeds import derive_seed
 from tap_core.settings.federation import TrainingConfig
 from tap_core.tasks import task_kind
@@ -92,6 +94,12 @@ def test_bf16_trains_and_keeps_float32_parameters(mini_model: Make, mini_example
     history = train(model, "personal", data, TrainingConfig(batch_size=4), Phase("p", 1, 3, 1e-3), accelerator)
     assert math.isfinite(history["ask"])
     assert {p.dtype for p in model.trainable("personal").values()} == {torch.float32}
+
+
+def distil(model: Any, data: Any, config: Any, device: str, accelerator: Any) -> None:
+    """Stage 2 of TAP on the two sets that the model holds."""
+    parts = {name: TaskData(examples, ()) for name, examples in data.items()}
+    Tap(config).finish(Local(config, device, model, parts, accelerator), DeviceState.initial(data))
 
 
 def test_distillation_pulls_the_student_towards_the_teacher(

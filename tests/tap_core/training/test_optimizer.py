@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from coordinator.norms import Bound
-from tap_core.algorithms.participant import WIRE_DTYPES, on_wire
+from tap_core.algorithms.base import WIRE_DTYPES, on_wire
 from tap_core.settings.federation import FederationConfig
 from tap_core.training.loop import Phase, train
 from tap_core.training.optimizer import BETAS, EPSILON, reach, step_bounds, warmed_up, warmup_rounds

@@ -1,0 +1,138 @@
+"""What an algorithm of personalization is: what a device does in a round and at the end (METHOD.md section 10).
+
+It knows a device's model, data and machine, as `Local`, and its state. It does not know who carries tensors, files,
+other devices, or how results are measured.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from accelerate import Accelerator
+
+from tap_core.examples import Example, TaskData
+from tap_core.model.adapters import ParameterSet
+from tap_core.model.tap_model import TapModel, Tensors
+from tap_core.seeds import derive_seed
+from tap_core.settings.federation import FederationConfig, TaskConfig
+from tap_core.training.loop import Extra, Phase, Progress, train
+
+WIRE_DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """What a device keeps from round to round and never sends.
+
+    ``personal``: x_i, float32, empty before the first participation. The histories hold h_fed[o] and h_personal[o],
+    infinite before the first participation. ``home``: w_r, in the wire's dtype, of each component that stayed at home
+    in round ``round`` (`tap_core.cohorts`).
+    """
+
+    round: int
+    personal: Tensors
+    federated_loss: dict[str, float]
+    personal_loss: dict[str, float]
+    finished: bool = False
+    home: Tensors = field(default_factory=dict)
+
+    @classmethod
+    def initial(cls, tasks: Iterable[str]) -> "DeviceState":
+        infinite = dict.fromkeys(sorted(tasks), math.inf)
+        return cls(round=-1, personal={}, federated_loss=infinite, personal_loss=dict(infinite))
+
+
+@dataclass(frozen=True)
+class Local:
+    """One device: who it is, its model, its examples and its machine. ``data``: examples by task, sorted by name."""
+
+    config: FederationConfig
+    device: str
+    model: TapModel
+    data: Mapping[str, TaskData]
+    accelerator: Accelerator
+    on_progress: Progress | None = None
+
+    @property
+    def tasks(self) -> tuple[TaskConfig, ...]:
+        return self.config.tasks_named(self.data)
+
+    @property
+    def train_examples(self) -> dict[str, Sequence[Example]]:
+        return {name: self.data[name].train for name in sorted(self.data)}
+
+    def train(
+        self,
+        parameter_set: ParameterSet,
+        phase: str,
+        *when: str | int,
+        steps: int,
+        learning_rate: float,
+        extra: Extra | None = None,
+    ) -> dict[str, float]:
+        """One phase of training of one set; returns the mean training loss per example by task.
+
+        Its batches are drawn with a seed of its own: of the federation's, the device, ``when`` (the round's number, or
+        the stage) and the phase's name. Raises Diverged.
+        """
+        seed = derive_seed(self.config.seed, self.device, *when, phase)
+        return train(
+            self.model,
+            parameter_set,
+            self.train_examples,
+            self.config.training,
+            Phase(phase, seed, steps, learning_rate),
+            self.accelerator,
+            extra=extra,
+            on_progress=self.on_progress,
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a device's part in a round came to. ``trained``: w_i after training, of which what others share is sent.
+
+    Losses are mean training losses per example by task. ``replaced``: R[o] by task, with the components that changed.
+    """
+
+    trained: Tensors
+    personal: Tensors
+    federated_loss: dict[str, float]
+    personal_loss: dict[str, float]
+    replaced: dict[str, bool] = field(default_factory=dict)
+    replaced_components: tuple[str, ...] = ()
+
+
+class Algorithm(ABC):
+    """A device's half of the method. It holds settings only: what it knows of a device comes in and goes out."""
+
+    def __init__(self, config: FederationConfig) -> None:
+        self.config = config
+
+    def init(self, tasks: Iterable[str]) -> DeviceState:
+        """A device's state before its first participation."""
+        return DeviceState.initial(tasks)
+
+    @abstractmethod
+    def take_part(self, local: Local, round_number: int, state: DeviceState) -> Part:
+        """One round. The model's federated set holds the values that w_i starts from. Raises Diverged."""
+
+    @abstractmethod
+    def finish(self, local: Local, state: DeviceState) -> None:
+        """After the last round: leave the final personal set in the model. Its federated set holds the final global
+        components, and its personal set x_i (for a device that never took part, the same). Raises Diverged."""
+
+
+def on_wire(tensors: Tensors, dtype: str) -> Tensors:
+    """The tensors in the wire's dtype, rounded once."""
+    return {
+        name: {key: value.astype(WIRE_DTYPES[dtype]) for key, value in group.items()} for name, group in tensors.items()
+    }
