@@ -65,7 +65,7 @@ class Tap(Algorithm):
 
     def _fires(self, local: Local, task: TaskConfig, federated_loss: Mapping[str, float], state: DeviceState) -> bool:
         """R[o]. A history of infinity is that of a device which has not taken part yet."""
-        if math.isinf(state.personal_loss[task.name]):
+        if state.personal_loss[task.name] == math.inf:
             return math.isfinite(federated_loss[task.name])
 
         @functools.cache

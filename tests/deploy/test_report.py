@@ -118,7 +118,7 @@ def test_report_json_has_exactly_the_promised_keys(report, tmp_path):
     device = values["devices"]["emoji-narrator"]
     assert list(device) == ["components", "bytes_sent", "bytes_received", "replacements", "tasks"]
     assert device["replacements"][0] == {"round": 1, "task": "emoji_caption", "replaced": True}
-    assert device["tasks"]["emoji_question"] == TASKS["emoji-narrator"]["emoji_question"]
+    assert device["tasks"]["emoji_question"].items() >= TASKS["emoji-narrator"]["emoji_question"].items()
     assert values["exports"][0] == {
         "device": "fashion-classifier",
         "task": "fashion_label",

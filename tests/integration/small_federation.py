@@ -156,7 +156,7 @@ def _toml(values: dict[str, Any], prefix: str = "") -> str:
     for key, value in values.items():
         if isinstance(value, dict):
             tables.append(f"[{prefix}{key}]\n{_toml(value, f'{prefix}{key}.')}")
-        elif not (prefix.startswith("tasks.") and key == "name"):
+        elif value is not None and not (prefix.startswith("tasks.") and key == "name"):
             lines.append(f"{key} = {json.dumps(value)}")
     return "\n".join([*lines, *tables]) + "\n"
 
