@@ -147,7 +147,7 @@ def write_federation(directory: Path, case: Case, rounds: int) -> FederationMani
             "name": "overhead",
             "foundation": "none",
             "tasks": {"task": {"kind": "image_classification", "inputs": ["image"], "classes": ["a", "b"]}},
-            "rounds": {"total": rounds, "deadline": 600, **everyone},
+            "rounds": {"total": rounds, "deadline": 600, "min_cohort": 1, **everyone},
         }
     )
     names = owned_components(config.tasks.values())

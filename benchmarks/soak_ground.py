@@ -154,6 +154,7 @@ def write_federation(directory: Path, settings: Settings, rounds: int, hostile: 
             "rounds": {
                 "total": rounds,
                 "deadline": settings.deadline,
+                "min_cohort": 1,
                 "clients_per_round": settings.devices + hostile,
                 "min_devices": settings.devices,
                 "min_updates": settings.devices,

@@ -8,19 +8,21 @@ from coordinator.store import Version
 
 @dataclass(frozen=True)
 class Training:
-    """Train the round ``round`` from these values; ``seconds`` are left."""
+    """Train the round ``round`` from these values; ``seconds`` are left. ``home``: which of them stay at home."""
 
     round: int
     attempt: int
     seconds: float
     components: Mapping[str, Version]
+    home: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Finishing:
-    """The federation has ended: these are the final values."""
+    """The federation has ended: these are the final values, but for those of components at ``home``."""
 
     components: Mapping[str, Version]
+    home: tuple[str, ...] = ()
 
 
 Assignment = Training | Finishing

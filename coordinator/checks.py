@@ -3,7 +3,7 @@
 It knows messages, shapes and counts; it does not know connections, files or rounds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from coordinator.forms import Form
@@ -93,18 +93,22 @@ def _allowed_tasks(hello: Hello, known: Mapping[str, TaskConfig], enrolment: Enr
     return [known[name] for name in sorted(hello.tasks)]
 
 
-def check_update(update: Update, membership: Membership, forms: Mapping[str, Form]) -> dict[str, Contribution]:
+def check_update(
+    update: Update, membership: Membership, asked: Collection[str], forms: Mapping[str, Form]
+) -> dict[str, Contribution]:
     """The update's contributions by component, from what it says of itself. Raises Unacceptable.
 
-    It must name exactly the components that the device owns, with sizes that their tensors can have, and claim no more
-    examples than the hello announced.
+    It must name exactly the components that the device was ``asked`` for, with sizes that their tensors can have, and
+    claim no more examples than the hello announced.
     """
     named = [ref.name for ref in update.components]
-    if sorted(named) != sorted(membership.owned):
-        odd = sorted(set(named) ^ set(membership.owned)) or [name for name in named if named.count(name) > 1]
-        raise Unacceptable("components", f"the update must hold exactly the owned components; see {odd[0]!r}")
-    if set(update.examples) != set(membership.owned):
-        raise Unacceptable("examples", "the update must give the number of examples of exactly the owned components")
+    if sorted(named) != sorted(asked):
+        odd = sorted(set(named) ^ set(asked)) or [name for name in named if named.count(name) > 1]
+        raise Unacceptable(
+            "components", f"the update must hold exactly the components that were asked for; see {odd[0]!r}"
+        )
+    if set(update.examples) != set(asked):
+        raise Unacceptable("examples", "the update must give the number of examples of exactly its components")
     contributions = {}
     for ref in update.components:
         count, most = update.examples[ref.name], membership.examples[ref.name]

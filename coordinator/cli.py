@@ -18,7 +18,7 @@ import typer
 from coordinator import cli_operators
 from coordinator.audit import clock, entries, user_of_the_host
 from coordinator.cli_common import AsJson, Database, Directory, opened_store, require_name, secret_written, show_secret
-from coordinator.cohorts import tasks_by_device, warning
+from coordinator.cohorts import statement, tasks_by_device
 from coordinator.config import ServiceSettings, StatePaths, load_settings
 from coordinator.durations import seconds_of
 from coordinator.identity import new_code, new_token, token_digest
@@ -135,9 +135,9 @@ def enroll(
             actor=user_of_the_host(),
         )
         config = load_manifest(directory).config
-        single = warning(config, tasks_by_device(config, store.registry.all(), now))
+        single = statement(config, tasks_by_device(config, store.registry.all(), now))
     if single is not None:
-        typer.echo(f"warning: {single}", err=True)
+        typer.echo(f"note: {single}", err=True)
     show_secret({"device": device}, kind, secret, token_file, as_json)
 
 

@@ -1,12 +1,14 @@
-"""Which components can have a single owner: their average is then that one device's own update, for others to read.
+"""Which components have too few owners to be federated: `rounds.min_cohort` of METHOD.md section 4, "Cohorts".
 
-It matters only if `rounds.min_cohort` is 1; see `warning`. It knows settings and which tasks devices have; it does not
-know rounds, tokens or where a warning is shown.
+Owners are the devices that have said hello and are enrolled. With a `min_cohort` of 1 nothing stays at home, and what a
+single device owns is averaged alone: then its update is what every later owner reads, and the operator is told so.
+It knows settings and which tasks devices have; it does not know rounds, tokens or where a statement is shown.
 """
 
 from collections.abc import Collection, Iterable
 from typing import Protocol
 
+from tap_core.cohorts import federated_components
 from tap_core.components import components_of_task, owned_components
 from tap_core.settings.federation import FederationConfig
 
@@ -21,6 +23,13 @@ class Enrolled(Protocol):
     def is_admitted(self, at: float) -> bool: ...
 
 
+def home_components(config: FederationConfig, devices: Iterable[Collection[str]]) -> frozenset[str]:
+    """The components that stay at home, those that nobody owns among them. ``devices``: the tasks of each owner."""
+    tasks = ([config.tasks[name] for name in names] for names in devices)
+    federated = federated_components(tasks, config.rounds.min_cohort)
+    return frozenset(owned_components(config.tasks.values())).difference(federated)
+
+
 def tasks_by_device(config: FederationConfig, devices: Iterable[Enrolled], at: float) -> list[Collection[str]]:
     """The tasks of each device that may take part: those of its last hello; before its first, all that it may name."""
     return [
@@ -31,40 +40,38 @@ def tasks_by_device(config: FederationConfig, devices: Iterable[Enrolled], at: f
 
 
 def single_owners(config: FederationConfig, devices: Collection[Collection[str]]) -> tuple[str, ...]:
-    """The components that can have a single owner, sorted; none with a `min_cohort` of 2 or more.
+    """The components that are sent although they can have a single owner, sorted; none with a `min_cohort` above 1.
 
     ``devices``: the tasks of each. Without any, nobody is enrolled yet: then those that a single task uses.
     """
     if config.rounds.min_cohort >= 2:
         return ()
-    owners: list[str] = []
-    for tasks in devices or [[name] for name in config.tasks]:
-        owners += owned_components(config.tasks[name] for name in tasks if name in config.tasks)
-    return tuple(sorted(name for name in set(owners) if owners.count(name) == 1))
+    owners = [[config.tasks[name] for name in tasks if name in config.tasks] for tasks in devices]
+    owners = owners or [[task] for task in config.tasks.values()]
+    return tuple(sorted(set(federated_components(owners, 1)).difference(federated_components(owners, 2))))
 
 
-def warning(config: FederationConfig, devices: Collection[Collection[str]]) -> str | None:
-    """What to tell the operator, in one line: which components, what it means and what to do. None if all is well."""
+def statement(config: FederationConfig, devices: Collection[Collection[str]]) -> str | None:
+    """What a `min_cohort` of 1 means for single owners, in one line. None if there is none."""
     single = single_owners(config, devices)
     if not single:
         return None
     tasks = sorted(task for task, settings in config.tasks.items() if set(components_of_task(settings)) & set(single))
     return (
-        f"{len(single)} components can have a single owner, and an average over one owner is that device's update, "
-        "readable by the operator and by every later owner: set rounds.min_cohort = 2 before tap init, or enroll a "
-        f"second device for {', '.join(tasks)}; components: {', '.join(single)}"
+        f"with rounds.min_cohort = 1 a single owner's update is readable by the operator and by every later owner; "
+        f"{len(single)} components can have a single owner, of the tasks {', '.join(tasks)}: {', '.join(single)}"
     )
 
 
 class Watch:
-    """Remembers which warning was given last, so that each is given once."""
+    """Remembers which statement was made last, so that each is made once."""
 
     def __init__(self, config: FederationConfig):
         self._config = config
         self._last: str | None = None
 
     def news(self, devices: Iterable[Enrolled], at: float) -> str | None:
-        """The warning for the devices as they are now, if there is one and it is another than the last."""
+        """The statement for the devices as they are now, if there is one and it is another than the last."""
         known = tasks_by_device(self._config, devices, at)
-        before, self._last = self._last, warning(self._config, known) if known else None
+        before, self._last = self._last, statement(self._config, known) if known else None
         return self._last if self._last != before else None

@@ -248,11 +248,11 @@ class Conversation:
             if self.session.state != "idle":
                 continue
             match self.federation.assignment(self.link.device, self.membership.owned):
-                case Training(number, _, seconds, components):
-                    self._sent = components
-                    await self._send(Train(round=number, deadline=seconds, components=_refs(components)))
-                case Finishing(components):
-                    await self._send(Finish(components=_refs(components)))
+                case Training(number, _, seconds, components, home):
+                    self._sent = {name: version for name, version in components.items() if name not in home}
+                    await self._send(Train(round=number, deadline=seconds, components=_refs(components), home=home))
+                case Finishing(components, home):
+                    await self._send(Finish(components=_refs(components), home=home))
 
     async def _send_fetched(self) -> None:
         """Beside the listening: a device whose messages are not received for long is taken for gone."""

@@ -22,7 +22,7 @@ from coordinator import audit, events, standing
 from coordinator.assignments import Assignment, Finishing, Training
 from coordinator.blobs import ROUND, BlobError, BlobStore
 from coordinator.checks import Membership
-from coordinator.cohorts import Watch
+from coordinator.cohorts import Watch, home_components
 from coordinator.combine import combine
 from coordinator.forms import Form
 from coordinator.metrics import Metrics
@@ -63,6 +63,8 @@ class Federation:
         self.ended = asyncio.Event()
         """Set when every enrolled device has ended stage 2."""
         self._machine: Rounds | None = None
+        self._at_home: tuple[int, frozenset[str]] = (-1, frozenset())
+        """The last round that opened, and the components that stay at home in it."""
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="aggregate")
         self._lock = asyncio.Lock()
         self._moved = asyncio.Event()
@@ -112,6 +114,8 @@ class Federation:
         self._kept = await asyncio.to_thread(self.store.kept_versions, config.rounds.keep_versions)
         self.norms = await asyncio.to_thread(self.store.norms)
         history = await asyncio.to_thread(self.store.history)
+        if (opened := await asyncio.to_thread(self.store.at_home)) is not None:
+            self._at_home = opened
         await self.tokens.refresh()
         history = replace(history, members=history.members & self.tokens.devices)  # an expired one is none
         self._machine, actions = Rounds.restore(config.rounds, config.seed, history, time.monotonic())
@@ -168,13 +172,14 @@ class Federation:
     def assignment(self, device: str, owned: tuple[str, ...]) -> Assignment | None:
         """What the device should do now; None if it should wait."""
         machine = self.machine
+        number, at_home = self._at_home
+        components, home = {name: self.versions[name] for name in owned}, tuple(filter(at_home.__contains__, owned))
         if machine.phase in ("finishing", "finished"):
-            return Finishing({name: self.versions[name] for name in owned})
-        if machine.current is None or not machine.awaits(device):
+            return Finishing(components, home)
+        if machine.current is None or not machine.awaits(device) or number != machine.round:  # not yet recorded
             return None
         seconds = max(0.0, machine.current.deadline - time.monotonic())
-        components = {name: self.versions[name] for name in owned}
-        return Training(machine.round, machine.current.attempt, seconds, components)
+        return Training(machine.round, machine.current.attempt, seconds, components, home)
 
     def awaits(self, device: str, number: int) -> bool:
         """Whether the open round is ``number`` and waits for this device."""
@@ -264,7 +269,7 @@ class Federation:
         for action in actions:
             match action:
                 case events.OpenRound(number, attempt, sampled):
-                    await self._surely(self.store.open_round, number, attempt, sampled, time.time())
+                    await self._open_round(number, attempt, sampled)
                     self._opened = time.monotonic()
                     log.info("round opens", round=number, attempt=attempt, sampled=list(sampled))
                 case events.FailRound(number, attempt, missing, away, why, late):
@@ -284,6 +289,19 @@ class Federation:
         self._moved.set()
         for changed in self._listeners:
             changed()
+
+    async def _open_round(self, number: int, attempt: int, sampled: tuple[str, ...]) -> None:
+        """Record the attempt. Which components stay at home is decided when a round opens and then holds for all of
+        it: a device that has trained once must not be told otherwise."""
+        fixed, home = self._at_home
+        if fixed != number:
+            members = [d for d in await self._surely(self.store.registry.all) if d.name in self.machine.members]
+            home = home_components(self.manifest.config, [device.tasks for device in members])
+            owned = {name for device in members for name in device.owned}
+            if owned & home != owned & self._at_home[1]:
+                log.info("components at home", round=number, components=sorted(owned & home))
+        await self._surely(self.store.open_round, number, attempt, sampled, time.time(), home)
+        self._at_home = number, home
 
     async def _close_round(self, action: events.CloseRound) -> None:
         """Aggregate, commit in one transaction, clear away what nobody needs any more, and tell the machine."""

@@ -54,6 +54,7 @@ rounds = Table(
     Column("why", String(2000), nullable=False, default=""),
     Column("opened_at", Float, nullable=False),
     Column("closed_at", Float),
+    Column("home", JSON, doc="Components that stay at home, the same in all attempts at a round."),
 )
 
 updates = Table(

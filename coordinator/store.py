@@ -8,7 +8,7 @@ seconds since 1970. Every method blocks, and may be called from any thread.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,14 +143,26 @@ class Store:
 
     # rounds
 
-    def open_round(self, number: int, attempt: int, sampled: Sequence[str], at: float) -> None:
-        """Record an attempt. The same once more changes nothing: a commit whose answer was lost may be tried again."""
+    def open_round(
+        self, number: int, attempt: int, sampled: Sequence[str], at: float, home: Collection[str] = ()
+    ) -> None:
+        """Record an attempt, and the components that stay at home in it. The same once more changes nothing: a commit
+        whose answer was lost may be tried again."""
         with self.engine.begin() as db:
             if db.execute(select(rounds.c.round).where(*self._attempt(number, attempt))).one_or_none() is not None:
                 return
             key = {"federation": self.federation, "round": number, "attempt": attempt}
             row = {"status": "open", "sampled": list(sampled), "contributors": [], "missing": [], "why": ""}
+            row |= {"home": sorted(home)}
             db.execute(insert(rounds).values(**key, **row, opened_at=at))
+
+    def at_home(self) -> tuple[int, frozenset[str]] | None:
+        """(round, components that stay at home in it) of the last round that was opened; None before the first."""
+        query = select(rounds.c.round, rounds.c.home).where(rounds.c.federation == self.federation)
+        last = query.where(rounds.c.home.is_not(None)).order_by(rounds.c.round.desc()).limit(1)
+        with reading(self.engine) as db:
+            row = db.execute(last).one_or_none()
+        return None if row is None else (row.round, frozenset(row.home))
 
     def fail_round(
         self,
@@ -206,7 +218,8 @@ class Store:
                 db.execute(delete(table).where(*where))
             db.execute(insert(updates).values(**key, accepted_at=at))
             rows = [{**key, "component": name, **vars(given)} for name, given in sorted(components.items())]
-            db.execute(insert(update_components), rows)
+            if rows:  # a device all of whose components stay at home sends none
+                db.execute(insert(update_components), rows)
             self._set_device(db, device, away=0, missed=0, strikes=0)
 
     def strike(self, number: int, attempt: int | None, device: str) -> None:
@@ -235,11 +248,13 @@ class Store:
         return devices
 
     def updates(self, number: int) -> dict[str, dict[str, Contribution]]:
-        """The accepted updates of a round: device -> component -> contribution."""
+        """The accepted updates of a round: device -> component -> contribution. An update may hold none; once the
+        round is committed, none does."""
         table = update_components
         where = (table.c.federation == self.federation, table.c.round == number)
-        found: dict[str, dict[str, Contribution]] = {}
+        accepted = select(updates.c.device).where(updates.c.federation == self.federation, updates.c.round == number)
         with reading(self.engine) as db:
+            found: dict[str, dict[str, Contribution]] = {device: {} for device in db.execute(accepted).scalars()}
             for row in db.execute(select(table).where(*where).order_by(table.c.device, table.c.component)):
                 given = Contribution(row.digest, row.size, row.examples, row.norm)
                 found.setdefault(row.device, {})[row.component] = given

@@ -35,10 +35,10 @@ class Upload:
         device: str,
         left: Callable[[list[str]], None],
     ):
-        """``sent``: the versions that the device was asked to train from. ``left``: told which blobs have left the
-        memory."""
+        """``sent``: of the components that the device was asked for, the versions that it was to train from. ``left``:
+        told which blobs have left the memory."""
         self.update = update
-        self._claimed = check_update(update, membership, federation.forms)
+        self._claimed = check_update(update, membership, sent, federation.forms)
         self._forms, self._blobs, self._device = federation.forms, federation.blobs, device
         self._federation, self._sent, self._left = federation, sent, left
         self._norms: dict[str, float] = {}

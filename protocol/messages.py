@@ -6,9 +6,17 @@ message may follow which is in `states`, and how it becomes bytes is in `codec`.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from protocol.errors import one_line
 
@@ -123,13 +131,37 @@ class Refuse(_Part):
     fix: Line = Field(description="What to do about it, in one line.")
 
 
-class Train(_Part):
+class _Offer(_Part):
+    """Components for the device, some of which it keeps to itself."""
+
+    @model_serializer(mode="wrap")
+    def _without_an_empty_home(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Where nothing stays at home the message is what it was before there was a ``home``."""
+        return {name: value for name, value in write(self).items() if name != "home" or value}
+
+    @model_validator(mode="after")
+    def _offers_what_stays(self) -> "_Offer":
+        offer: Any = self
+        if not {component.name for component in offer.components}.issuperset(offer.home):
+            raise ValueError("home names a component that is not among components")
+        return self
+
+
+Home = Annotated[tuple[ComponentName, ...], Field(max_length=MAX_COMPONENTS), AfterValidator(_distinct)]
+
+
+class Train(_Offer):
     """The coordinator asks an idle device to take part in a round."""
 
     type: Literal["train"] = "train"
     round: Round = Field(description="Number of the round, from 0.")
     deadline: Seconds = Field(description="Seconds left until the round closes.")
-    components: Components = Field(description="The global components to train from.")
+    components: Components = Field(description="The components that the device owns, each with its global value.")
+    home: Home = Field(
+        default=(),
+        description="Those of them that stay at home: the device starts from its own value, unless it has none or the "
+        "version offered is newer than its last participation, and does not send them. Left out if empty.",
+    )
 
 
 class Fetch(_Part):
@@ -167,7 +199,7 @@ class Update(_Part):
     examples: dict[ComponentName, Examples] = Field(
         max_length=MAX_COMPONENTS, description="Training examples by component, the weights of the average."
     )
-    components: Components = Field(description="The trained components; their version is the round.")
+    components: Components = Field(description="The trained components that others share; their version is the round.")
 
     @model_validator(mode="after")
     def _agrees(self) -> "Update":
@@ -220,11 +252,14 @@ class Heartbeat(_Part):
     steps: Count = Field(description="Steps of this phase; 0 if unknown.")
 
 
-class Finish(_Part):
+class Finish(_Offer):
     """The last round is over: the final components, for stage 2."""
 
     type: Literal["finish"] = "finish"
     components: Components = Field(description="The final global components that the device owns.")
+    home: Home = Field(
+        default=(), description="Those of them whose final value is the device's own, as in a train. Left out if empty."
+    )
 
 
 class Done(_Part):

@@ -9,7 +9,8 @@ for event in session.receive(websocket.recv()): ...     # messages, and BlobRece
 The table of `states` says which message may come when. The session adds the rules about contents, which no
 table can hold:
 
-- only owned components are offered, by Train and Finish to the device and by Update to the coordinator;
+- only owned components are offered, by Train and Finish to the device and by Update to the coordinator, which is
+  offered none that the Train said stays at home;
 - only offered blobs are asked for, from the offset that the asking side has come to, one transfer of a blob at a time;
 - chunks come for blobs that were asked for, in order, and the finished blob has the digest that names it;
 - an update, its answer, a decline and a done come when the transfers before them are over, and with the round that was
@@ -77,6 +78,7 @@ class Session:
         self._state: State = "opening"
         self._chunk_size = chunk_size
         self._owned: frozenset[str] = frozenset()
+        self._home: frozenset[str] = frozenset()
         self._round = -1
         self._transfers = Transfers({} if partial is None else partial)
 
@@ -180,7 +182,8 @@ class Session:
             case Want():
                 return self._transfers.wrong_request(message.digest, message.offset, by_peer=by_peer)
             case Update():
-                return self._wrong_round(message.round) or self._busy(message) or self._wrong_names(message.components)
+                wrong = self._wrong_round(message.round) or self._busy(message) or self._wrong_names(message.components)
+                return wrong or self._at_home(message.components)
             case Accepted() | Decline():
                 return self._wrong_round(message.round) or self._busy(message)
             case Rejected():
@@ -192,6 +195,10 @@ class Session:
     def _wrong_names(self, components: tuple[ComponentRef, ...]) -> str | None:
         strange = sorted({component.name for component in components} - self._owned)
         return f"the device does not own {strange[0]}" if strange else None
+
+    def _at_home(self, components: tuple[ComponentRef, ...]) -> str | None:
+        kept = sorted({component.name for component in components} & self._home)
+        return f"{kept[0]} stays at home in this round" if kept else None
 
     def _wrong_round(self, number: int) -> str | None:
         return None if number == self._round else f"round {number}, but the device was asked for round {self._round}"
@@ -207,7 +214,7 @@ class Session:
             case Welcome():
                 self._owned = frozenset(message.owned)
             case Train():
-                self._round = message.round
+                self._round, self._home = message.round, frozenset(message.home)
                 self._transfers.offer(sizes_by_digest(message.components), by_peer=by_peer)
             case Finish() | Update():
                 self._transfers.offer(sizes_by_digest(message.components), by_peer=by_peer)

@@ -25,7 +25,7 @@ def init(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Build version 0 of every component; the directory is what tap-coordinator serves."""
-    from coordinator.cohorts import warning
+    from coordinator.cohorts import statement
     from deploy.tap.federations import init_federation
 
     with working("building version 0 of every component"):
@@ -37,8 +37,8 @@ def init(
     else:
         typer.echo(f"{out}: {len(manifest.components)} components, {size / 1e6:.1f} MB")
         typer.echo(f"next: tap-coordinator enroll DEVICE {out}, then: tap-coordinator serve {out}")
-    if single := warning(manifest.config, []):
-        typer.echo(f"warning: {single}", err=True)
+    if single := statement(manifest.config, []):
+        typer.echo(f"note: {single}", err=True)
 
 
 @app.command(epilog="Example: tap simulate federation.toml --devices devices")

@@ -28,6 +28,7 @@ from coordinator.store import Store
 from protocol.messages import MAX_MESSAGE, SUBPROTOCOL, ComponentRef, Done, Fetch, Hello, Update
 from protocol.session import BlobReceived, Session
 from protocol.tensors import DTYPES, ComponentTensors, decode_tensors, digest_of, encode_tensors
+from tap_core.cohorts import own_values
 from tap_core.components import examples_per_component, owned_components
 from tap_core.manifest import COMPONENTS_DIRECTORY, SCHEMA_VERSION, ComponentSpec, FederationManifest
 from tap_core.settings.federation import FederationConfig
@@ -36,6 +37,8 @@ FOUNDATION = "f" * 64
 SHAPES = {"lora_a": (4, 8), "lora_b": (8, 4), "bias": (5,)}
 ROUNDS = {"total": 2, "clients_per_round": 2, "min_devices": 2, "deadline": 60, "max_update_norm": "none"}
 """No limit to norms: a fake device moves its components farther than any training could."""
+ROUNDS["min_cohort"] = 1
+"""What is sent and averaged must not depend on how many of a test's few devices own it; see test_cohorts.py."""
 
 ALL_TASKS = {
     "kinds": {"kind": "image_classification", "inputs": ["image"], "classes": ["a", "b"]},
@@ -193,6 +196,7 @@ class FakeDevice:
         self.wire = []  # (direction, bytes)
         self.sent_updates = {}  # round -> component -> bytes
         self.offers = []  # (round or "finish", component -> bytes)
+        self.home, self.last_round = {}, -1  # component -> bytes, as of that round
 
     # the pieces of a script
 
@@ -253,7 +257,8 @@ class FakeDevice:
             ComponentRef(name=name, version=number, digest=digest_of(data), size=len(data))
             for name, data in blobs.items()
         )
-        return Update(**{"round": number, "examples": self.examples, "components": refs, **changes})
+        examples = {name: count for name, count in self.examples.items() if name in blobs}
+        return Update(**{"round": number, "examples": examples, "components": refs, **changes})
 
     async def report(self, number, blobs, **changes):
         """Send an update and the blobs that are wanted; returns Accepted or Rejected."""
@@ -270,16 +275,28 @@ class FakeDevice:
 
     # the whole part
 
+    async def take_round(self, train):
+        """Fetch, train, keep what stays at home and report the rest; returns Accepted or Rejected."""
+        components = await self.fetch(train.components)
+        self.offers.append((train.round, components))
+        home = {ref.name: ref.version for ref in train.components if ref.name in train.home}
+        own = {name: self.home[name] for name in own_values(home, self.home, self.last_round)}
+        trained = self.train(train.round, {**components, **own})
+        self.home, self.last_round = {name: trained.pop(name) for name in home}, train.round
+        return await self.report(train.round, trained)
+
     async def take_part(self, url):
         """Do what a device does, from hello to bye; returns the bye."""
         event = await self.connect(url)
         assert event.type == "welcome", event
+        return await self.go_on()
+
+    async def go_on(self):
+        """The rest of it, from the welcome on."""
         while True:
             event = await self.hear()
             if event.type == "train":
-                components = await self.fetch(event.components)
-                self.offers.append((event.round, components))
-                answer = await self.report(event.round, self.train(event.round, components))
+                answer = await self.take_round(event)
                 assert answer.type == "accepted", answer
             elif event.type == "finish":
                 self.offers.append(("finish", await self.fetch(event.components)))

@@ -40,8 +40,9 @@ def run_to_the_end(running, directory, manifest, devices):
             byes = await asyncio.gather(*(device.take_part(service.url) for device in devices))
             assert [bye.code for bye in byes] == ["done"] * len(devices)
             assert service.federation.ended.is_set()
+            return service.federation.versions
 
-    asyncio.run(main())
+    return asyncio.run(main())
 
 
 def simulated(manifest, devices, turn, **rounds):
@@ -482,15 +483,17 @@ def test_a_full_disk_drops_the_connection_and_the_device_may_try_again(federatio
     asyncio.run(main())
 
 
-def test_min_cohort_keeps_components_that_too_few_reported(federation, enroll, running):
-    directory, manifest = federation(total=1, clients_per_round=2, min_cohort=2)
-    devices = [enroll(directory, manifest, "one", IMAGES), enroll(directory, manifest, "two", TEXTS)]
-    run_to_the_end(running, directory, manifest, devices)
-    shared = set(devices[0].owned) & set(devices[1].owned)
-    assert shared and shared != set(devices[0].owned)
-    for device in devices:
-        (_, before), (_, after) = device.offers
-        assert {name for name in device.owned if after[name] != before[name]} == shared
+def test_a_component_that_too_few_report_keeps_its_value(federation, enroll, running):
+    """All three own what their tasks share, and two of them the rest; a round samples two."""
+    directory, manifest = federation(total=4, clients_per_round=2, min_devices=3, min_cohort=2)
+    tasks = {"one": IMAGES, "two": IMAGES, "three": TEXTS}
+    devices = [enroll(directory, manifest, name, asked) for name, asked in tasks.items()]
+    versions = run_to_the_end(running, directory, manifest, devices)
+    reported = [[device for device in devices if turn in device.sent_updates] for turn in range(4)]
+    assert {tuple(device.name for device in both) for both in reported} >= {("one", "two"), ("one", "three")}
+    for name, version in versions.items():
+        averaged = [t for t, both in enumerate(reported) if all(name in device.sent_updates[t] for device in both)]
+        assert version.version == (averaged[-1] + 1 if averaged else 0), name
 
 
 def test_status_and_heartbeats(federation, enroll, running):

@@ -4,11 +4,12 @@ import sqlite3
 import threading
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import null
+from sqlalchemy import create_engine, null, text
 from sqlalchemy.exc import IntegrityError
 
 from coordinator.database import NEWEST, connect
@@ -259,7 +260,7 @@ def test_the_newest_versions_and_the_updates_that_are_not_aggregated_are_kept(st
     assert store.referenced(2) == {"a" * 64, "d" * 64, "e" * 64, "3" * 64}
     assert store.referenced(3) == {"a" * 64, "c" * 64, "d" * 64, "e" * 64, "3" * 64}
     assert [version.version for version in store.kept_versions(2)["decoder/x"]] == [3, 2]
-    assert store.updates(2) == {} and store.updates(3)["a"]["decoder/x"].digest == "3" * 64
+    assert store.updates(2) == {"a": {}} and store.updates(3)["a"]["decoder/x"].digest == "3" * 64
 
 
 def test_what_was_cleared_away_does_not_come_back_when_newer_versions_are_withdrawn(store):
@@ -301,3 +302,35 @@ def test_a_password_is_not_shown(tmp_path):
     with pytest.raises(UsageError) as error:
         connect("oracle+nothing://user:secret@host/db")
     assert "secret" not in str(error.value)
+
+
+def test_what_stays_at_home_is_known_of_the_last_round_that_opened(store):
+    assert store.at_home() is None
+    store.open_round(0, 0, ["a"], 1.0, {"encoder/text", "decoder/x"})
+    assert store.at_home() == (0, frozenset({"encoder/text", "decoder/x"}))
+    store.open_round(0, 0, ["a"], 2.0, {"decoder/x"})  # the same attempt once more changes nothing
+    assert store.at_home() == (0, frozenset({"encoder/text", "decoder/x"}))
+    store.open_round(1, 0, ["a"], 3.0)
+    assert store.at_home() == (1, frozenset())
+    store.go_back({"encoder/image": 0}, act="rollback", why="why", actor="a", spend=(2, 1), at=4.0)
+    assert store.at_home() == (1, frozenset())  # a round that was used up before it opened says nothing
+
+
+def test_an_update_may_hold_no_component(store):
+    store.open_round(0, 0, ["a"], 1.0)
+    store.add_update(0, "a", {}, 2.0)
+    assert store.updates(0) == {"a": {}} and store.history().reported == {"a"}
+
+
+def test_in_the_rounds_of_an_older_database_nothing_stays_at_home(url):
+    engine, script = create_engine(url), Config()
+    script.set_main_option("script_location", "coordinator:migrations")
+    row = {"federation": "f", "round": 4, "attempt": 1, "status": "open", "opened_at": 1.0, "why": ""}
+    row |= {"sampled": "[]", "contributors": "[]", "missing": "[]"}
+    with engine.begin() as connection:
+        script.attributes["connection"] = connection
+        command.upgrade(script, "0002")
+        named = f"({', '.join(row)}) VALUES ({', '.join(f':{name}' for name in row)})"
+        connection.execute(text(f"INSERT INTO rounds {named}"), row)
+    engine.dispose()
+    assert Store(connect(url), "f").at_home() == (4, frozenset())

@@ -114,6 +114,13 @@ def fetches(draw):
     return Fetch(digests=tuple(asked), offsets=tuple(draw(offsets) for _ in asked))
 
 
+@st.composite
+def offers(draw, cls, **fields):
+    refs = draw(components())
+    home = draw(st.lists(st.sampled_from([ref.name for ref in refs]), unique=True)) if refs else []
+    return cls(components=refs, home=tuple(home), **{name: draw(values) for name, values in fields.items()})
+
+
 MESSAGES = {
     Hello: st.builds(
         Hello,
@@ -130,7 +137,7 @@ MESSAGES = {
         owned=st.lists(component_names, unique=True).map(tuple),
     ),
     Refuse: st.builds(Refuse, code=names, why=lines, fix=lines),
-    Train: st.builds(Train, round=rounds, deadline=st.floats(0, 1e9), components=components()),
+    Train: offers(Train, round=rounds, deadline=st.floats(0, 1e9)),
     Fetch: fetches(),
     Chunk: st.builds(
         Chunk,
@@ -144,7 +151,7 @@ MESSAGES = {
     Accepted: st.builds(Accepted, round=rounds),
     Rejected: st.builds(Rejected, round=rounds, code=names, why=lines),
     Heartbeat: st.builds(Heartbeat, phase=lines, step=counts, steps=counts),
-    Finish: st.builds(Finish, components=components()),
+    Finish: offers(Finish),
     Done: st.just(Done()),
     Bye: st.builds(Bye, code=names),
 }

@@ -18,6 +18,7 @@ from protocol.messages import (
     Chunk,
     ComponentRef,
     Fetch,
+    Finish,
     Heartbeat,
     Hello,
     Refuse,
@@ -97,6 +98,17 @@ def test_texts_for_people_become_one_printable_line():
     assert message.why == "two lines  [31mred" and message.fix == "turn   round"
 
 
+@pytest.mark.parametrize("fields", [{"round": 1, "deadline": 1.0}, {}], ids=["train", "finish"])
+def test_home_names_offered_components_and_is_left_out_if_empty(fields):
+    cls = Train if fields else Finish
+    whole = cls(components=(ref(),), home=("decoder/x",), **fields)
+    assert decode(encode(whole)) == whole and b"home" in encode(whole)
+    assert b"home" not in encode(cls(components=(ref(),), **fields))  # as before there was such a field
+    for home in (("decoder/y",), ("decoder/x", "decoder/x")):
+        with pytest.raises(ValidationError):
+            cls(components=(ref(),), home=home, **fields)
+
+
 def test_the_largest_messages_fit():
     refs = tuple(
         ref(f"{i:0192d}", version=messages.MAX_ROUND, digest=f"{i:064x}", size=messages.MAX_BLOB)
@@ -105,7 +117,7 @@ def test_the_largest_messages_fit():
     examples = {component.name: messages.MAX_COUNT for component in refs}
     largest = [
         Update(round=messages.MAX_ROUND, examples=examples, components=refs),
-        Train(round=messages.MAX_ROUND, deadline=1e9, components=refs),
+        Train(round=messages.MAX_ROUND, deadline=1e9, components=refs, home=tuple(examples)),
         Welcome(session="s" * 64, settings="s" * MAX_SETTINGS, owned=tuple(component.name for component in refs)),
         Fetch(
             digests=tuple(component.digest for component in refs),

@@ -68,6 +68,11 @@ class Pair:
         self.idle().down(TRAIN)
         return self
 
+    def keeping(self):
+        kept = ref(OLD, 3, "encoder/text")
+        self.idle().down(Train(round=3, deadline=60.0, components=(ref(OLD, 3), kept), home=("encoder/text",)))
+        return self
+
     def fetching(self):
         self.training()
         offset = self.device.expect(digest_of(OLD), len(OLD))
@@ -235,6 +240,11 @@ LOCAL = {
         "device",
         Update(round=3, examples={"encoder/image": 1}, components=(ref(NEW, 3, "encoder/image"),)),
     ),
+    "an update with a component that stays at home": (
+        "keeping",
+        "device",
+        Update(round=3, examples={"encoder/text": 1}, components=(ref(NEW, 3, "encoder/text"),)),
+    ),
     "an update of another round": (
         "training",
         "device",
@@ -304,6 +314,23 @@ def test_what_may_not_be_received(state, side, message):
     assert receiver.state == "closed"
     with pytest.raises(LocalProtocolError):
         receiver.send(BEAT)
+
+
+def test_what_stays_at_home_is_said_anew_in_each_train():
+    pair = Pair().keeping()
+    assert pair.up(UPDATE) == [UPDATE]
+    pair.down(Rejected(round=3, code="late", why="the round is over"))
+    pair.down(Train(round=4, deadline=60.0, components=(ref(OLD, 3, "encoder/text"),)))
+    update = Update(round=4, examples={"encoder/text": 1}, components=(ref(NEW, 4, "encoder/text"),))
+    assert pair.up(update) == [update]
+
+
+def test_a_device_all_of_whose_components_stay_at_home_reports_an_empty_update():
+    pair = Pair().idle()
+    pair.down(Train(round=3, deadline=60.0, components=(ref(OLD, 3),), home=(OWNED,)))
+    empty = Update(round=3, examples={}, components=())
+    assert pair.up(empty) == [empty] and pair.down(Accepted(round=3)) == [Accepted(round=3)]
+    assert pair.states == ("idle", "idle")
 
 
 def test_bytes_that_are_no_message_close_the_session():

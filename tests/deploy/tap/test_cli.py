@@ -49,14 +49,14 @@ def complaint(*arguments):
 
 
 @pytest.mark.parametrize("min_cohort", [1, 2])
-def test_init_warns_of_components_with_a_single_owner(federation, tmp_path, min_cohort):
+def test_init_says_what_a_cohort_of_one_means(federation, tmp_path, min_cohort):
     text = federation.read_text()
-    assert "min_cohort = 1" in text
-    federation.write_text(text.replace("min_cohort = 1", f"min_cohort = {min_cohort}"))
+    assert "min_cohort = 2" in text
+    federation.write_text(text.replace("min_cohort = 2", f"min_cohort = {min_cohort}"))
     result = run("init", federation, "--out", tmp_path / "out", "--json")
     assert result.exit_code == 0 and json.loads(result.stdout)["components"]
-    warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
-    assert len(warnings) == (min_cohort == 1) and all("decoder/letters" in line for line in warnings)
+    notes = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+    assert len(notes) == (min_cohort == 1) and all("decoder/letters" in line for line in notes)
 
 
 def test_these_are_all_the_commands():
