@@ -10,7 +10,7 @@ LINTED := $(CODE) tests $(wildcard benchmarks)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test check bench soak fuzz lint types imports install clean
+.PHONY: help demo test check bench soak fuzz lint types imports settings install clean
 
 help: ## Print this list.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ types: $(STAMP) ## Check types.
 
 imports: $(STAMP) ## Check the import contracts between the packages.
 	$(BIN)/lint-imports
+
+settings: $(STAMP) ## Draw docs/settings.md anew.
+	$(BIN)/python -m tap_core.settings.document > docs/settings.md
 
 install: $(STAMP) ## Set up .venv.
 

@@ -48,7 +48,9 @@ class TaskConfig(Settings):
 
     name: Name = Field(description="Filled in from the table's name.")
     kind: KindName = Field(description="What the task is: a name of `tap_core.tasks.KINDS`.")
-    inputs: Annotated[tuple[Modality, ...], AfterValidator(_distinct)] = Field(min_length=1)
+    inputs: Annotated[tuple[Modality, ...], AfterValidator(_distinct)] = Field(
+        min_length=1, description="Modalities of its examples: image, text or both."
+    )
     classes: Annotated[tuple[str, ...], AfterValidator(_distinct)] = Field(
         default=(), description="Class names, for kinds that have classes, in the order of the decoder's outputs."
     )
@@ -63,17 +65,21 @@ class TaskConfig(Settings):
 class LoraRank(Settings):
     """Rank r and alpha of one group of adapters; the adapter's output is scaled by alpha / r."""
 
-    rank: int = Field(ge=1, le=1024)
-    alpha: float = Field(gt=0)
+    rank: int = Field(ge=1, le=1024, description="Rank r: the inner width of A and B.")
+    alpha: float = Field(gt=0, description="Alpha: the output of an adapter is scaled by alpha / rank.")
 
 
 class LoraConfig(Settings):
     """Ranks of the three groups of adapters and the dropout before them."""
 
-    encoder: LoraRank = LoraRank(rank=8, alpha=16)
-    attention: LoraRank = LoraRank(rank=16, alpha=32)
-    expert: LoraRank = LoraRank(rank=4, alpha=8)
-    dropout: float = Field(default=0.3, ge=0, lt=1)
+    encoder: LoraRank = Field(default=LoraRank(rank=8, alpha=16), description="Adapters of the encoders.")
+    attention: LoraRank = Field(
+        default=LoraRank(rank=16, alpha=32), description="Adapters of the backbone's attention: query and value."
+    )
+    expert: LoraRank = Field(
+        default=LoraRank(rank=4, alpha=8), description="Adapters of the backbone's experts: both feed-forward layers."
+    )
+    dropout: float = Field(default=0.3, ge=0, lt=1, description="Dropout of what goes into an adapter, in training.")
 
 
 class ModelConfig(Settings):
@@ -87,8 +93,10 @@ class ModelConfig(Settings):
     classifier_width: int = Field(
         default=128, ge=8, description="Width of the inner layer of decoders that put out a few numbers."
     )
-    text_decoder_layers: int = Field(default=2, ge=1)
-    text_decoder_width: int = Field(default=256, ge=8, description="At most the hidden size is used.")
+    text_decoder_layers: int = Field(default=2, ge=1, description="Layers of decoders that write text.")
+    text_decoder_width: int = Field(
+        default=256, ge=8, description="Width of these layers; at most the hidden size is used."
+    )
     image_decoder_width: int = Field(default=128, ge=8, description="Channels of the first transposed convolution.")
 
 
@@ -185,14 +193,16 @@ class TrainingConfig(Settings):
         description="A task's share of each batch: proportional to its training examples, or equal; one at the least.",
     )
     accumulation: int = Field(default=1, ge=1, description="Batches per optimizer step.")
-    learning_rate: float = Field(default=2e-4, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0, description="AdamW's, of both sets in stage 1.")
     warmup_rounds: Annotated[int | Literal["auto"], BeforeValidator(_rounds_or_auto)] = Field(
         default="auto",
         description="Rounds in which the learning rate grows from a third to the whole; constant afterwards. 0: none; "
         "auto: a tenth of the rounds, 1 to 20.",
     )
-    weight_decay: float = Field(default=0.01, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's, decoupled; also of stage 2.")
+    clip_norm: float = Field(
+        default=1.0, gt=0, description="Norm that a step's gradient is clipped to; also of stage 2."
+    )
     text_length: int = Field(default=256, ge=4, le=4096, description="Most tokens of an input text.")
 
 
@@ -242,8 +252,14 @@ class TapConfig(Settings):
     decision: Annotated[str, _one_of(DECISIONS)] = Field(
         default="fixed", description="When a task takes over the federated components."
     )
-    margins: Margins = Margins()
-    shared_replacement: SharedReplacement = "all"
+    margins: Margins = Field(
+        default=Margins(),
+        description="By task kind: how much lower the federated loss must be than the personal one to replace it.",
+    )
+    shared_replacement: SharedReplacement = Field(
+        default="all",
+        description="Whether all or any of the local tasks that use a component must trigger before it is replaced.",
+    )
 
 
 class DistillationConfig(Settings):
@@ -252,9 +268,9 @@ class DistillationConfig(Settings):
     steps: int = Field(
         default=50, ge=0, description="P, steps of the teacher and then of the student; 0 skips stage 2."
     )
-    learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0, description="Constant, of teacher and student.")
     temperature: float = Field(default=1.0, gt=0, description="T of the softmax.")
-    beta: Betas = Betas()
+    beta: Betas = Field(default=Betas(), description="By task kind: the weight of distillation beside the task's loss.")
 
 
 class EvaluationConfig(Settings):
@@ -269,27 +285,33 @@ class EvaluationConfig(Settings):
 class WireConfig(Settings):
     """How components travel and rest."""
 
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        default="float32", description="Type of the components' values in transfers, files and averages."
+    )
 
 
 class FederationConfig(Settings):
     """The whole of `federation.toml`."""
 
-    name: Name
+    name: Name = Field(description="The federation's name, which devices must give too.")
     foundation: str = Field(min_length=1, description="Hub id or directory of the pretrained model.")
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63, description="All that is drawn at random is derived from it.")
     algorithm: Annotated[str, _one_of(ALGORITHMS)] = Field(
         default="tap", description="What devices do in a round and at the end."
     )
-    tasks: dict[Name, TaskConfig] = Field(min_length=1)
-    model: ModelConfig = ModelConfig()
-    lora: LoraConfig = LoraConfig()
-    rounds: RoundsConfig = RoundsConfig()
-    training: TrainingConfig = TrainingConfig()
-    tap: TapConfig = TapConfig()
-    distillation: DistillationConfig = DistillationConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    wire: WireConfig = WireConfig()
+    tasks: dict[Name, TaskConfig] = Field(min_length=1, description="The tasks by name.")
+    model: ModelConfig = Field(default=ModelConfig(), description="Sizes of what is built around the frozen encoders.")
+    lora: LoraConfig = Field(default=LoraConfig(), description="Ranks of the adapters and their dropout.")
+    rounds: RoundsConfig = Field(
+        default=RoundsConfig(), description="How rounds are made up, when they close, and which updates count."
+    )
+    training: TrainingConfig = Field(default=TrainingConfig(), description="One phase of local training.")
+    tap: TapConfig = Field(default=TapConfig(), description="When personal components are replaced.")
+    distillation: DistillationConfig = Field(default=DistillationConfig(), description="Stage 2.")
+    evaluation: EvaluationConfig = Field(
+        default=EvaluationConfig(), description="How the models are measured on the test split."
+    )
+    wire: WireConfig = Field(default=WireConfig(), description="How components travel and rest.")
 
     @model_validator(mode="before")
     @classmethod
