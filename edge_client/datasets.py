@@ -6,6 +6,7 @@ one line; only damage inside an image whose header is sound shows later, when th
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -17,6 +18,7 @@ from tap_core.examples import Example, TaskData
 from tap_core.seeds import derive_seed
 from tap_core.settings.federation import FederationConfig, TaskConfig
 from tap_core.tasks import task_kind
+from tap_core.triggers import DECISIONS
 
 CACHE_DIRECTORY = "datasets"
 """Below the device's state directory: unpacked Parquet, private as everything there, and gone when its file changes."""
@@ -62,6 +64,10 @@ class Examples(Sequence[Example]):
     def subset(self, rows: Sequence[int]) -> "Examples":
         return Examples(self._task, self.table, self._columns, self._targets, rows)
 
+    def pick(self, places: Sequence[int]) -> "Examples":
+        """The examples at these places."""
+        return self.subset([self._rows[place] for place in places])
+
     def items(self, column: str | None) -> list[str]:
         """The source item of each example: the cell of ``column``, else the image if there is one, else the text."""
         if column is not None:
@@ -82,14 +88,25 @@ def load_tasks(config: ClientConfig, federation: FederationConfig) -> dict[str, 
     """The device's examples by task, for all tasks of `client.toml`. Raises UsageError as `load_task` does."""
     cache = config.state_dir / CACHE_DIRECTORY
     tasks = federation.tasks_named(config.tasks)
-    data = {task.name: load_task(task, config.tasks[task.name], seed=federation.seed, cache=cache) for task in tasks}
+    held_out = DECISIONS.named(federation.tap.decision).needs_held_out
+    data = {
+        task.name: load_task(
+            task, config.tasks[task.name], seed=federation.seed, cache=cache, cut_decision_set=held_out
+        )
+        for task in tasks
+    }
     parts = [part for task in data.values() for part in (task.train, task.test)]
     forget_unpacked(cache, keep={part.table.unpacked for part in parts if isinstance(part, Examples)})
     return data
 
 
-def load_task(task: TaskConfig, source: TaskDataConfig, *, seed: int, cache: Path) -> TaskData:
+def load_task(
+    task: TaskConfig, source: TaskDataConfig, *, seed: int, cache: Path, cut_decision_set: bool = False
+) -> TaskData:
     """The examples of one task, train and test disjoint by source item.
+
+    With ``cut_decision_set`` an eighth of the training examples, 32 to 256 but never more than half of them, becomes
+    the decision set, by source item too (METHOD.md section 9).
 
     Without a test split, items whose hash with ``seed`` falls below ``test_fraction`` become the test split: the same
     items in every run, for every task of the federation that shares them, and after more data has been added. Raises
@@ -106,11 +123,36 @@ def load_task(task: TaskConfig, source: TaskDataConfig, *, seed: int, cache: Pat
         cut = [row for row, item in enumerate(items) if item in held_out]
         train, test = whole.subset(kept), whole.subset(cut)
         require_disjoint(task.name, train, [items[row] for row in kept], test, [items[row] for row in cut])
+        items = [items[row] for row in kept]
     if not len(train):
         raise UsageError(
             f"task {task.name!r}: cutting off the test split left no training example; lower test_fraction or add data"
         )
-    return TaskData(train, test)
+    if not cut_decision_set:
+        return TaskData(train, test)
+    chosen = _decision_items(seed, items)
+    decision = [index for index, item in enumerate(items) if item in chosen]
+    trained = [index for index, item in enumerate(items) if item not in chosen]
+    if not trained or not decision:
+        raise UsageError(
+            f"task {task.name!r}: tap.decision cuts held-out examples off the training split, which has too few source "
+            f"items for that ({len(set(items))}); add data or choose another tap.decision"
+        )
+    return TaskData(train.pick(trained), test, train.pick(decision))
+
+
+def _decision_items(seed: int, items: Sequence[str]) -> set[str]:
+    """Source items whose examples are the decision set: in an order that a hash with ``seed`` gives."""
+    wanted = min(max(len(items) // 8, 32), 256, len(items) // 2)
+    counts = Counter(items)
+    chosen: set[str] = set()
+    taken = 0
+    for item in sorted(counts, key=lambda item: derive_seed(seed, "decision set", item)):
+        if taken >= wanted:
+            break
+        chosen.add(item)
+        taken += counts[item]
+    return chosen
 
 
 def count_tasks(data: Mapping[str, TaskData]) -> dict[str, int]:
