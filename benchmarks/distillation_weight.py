@@ -66,7 +66,7 @@ def measure(seed: int, betas: list[float], directory: Path) -> dict[float, Score
 def finish(config: FederationConfig, device: str, participant: Participant, stage1) -> Scores:
     participant.config = config
     state = replace(stage1.devices[device].state, finished=False)
-    outcome = participant.finish(owned(stage1.components, participant), state)
+    outcome = participant.finish({**owned(stage1.components, participant), **state.home}, state)
     return {f"{device}/{task}": result for task, result in outcome.results.items()}
 
 

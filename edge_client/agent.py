@@ -25,7 +25,7 @@ from edge_client.outages import Backoff, Disconnected, Outages
 from edge_client.private_store import PendingUpdate, StateError
 from edge_client.tls import tls_context
 from edge_client.token_file import explained, is_replaced, read_token
-from edge_client.worker import Build, Digests, Worker
+from edge_client.worker import Build, Given, Worker
 from protocol.messages import (
     Accepted,
     Bye,
@@ -262,33 +262,34 @@ class Agent:
         asked, worker = self._asked, self._worker
         if asked is None:
             return
-        digests = {ref.name: ref.digest for ref in asked.components}
+        home = {ref.name: ref.version for ref in asked.components if ref.name in asked.home}
+        given = Given({ref.name: ref.digest for ref in asked.components}, home)
         if isinstance(asked, Finish) and worker.finished:
             self._done_said = True
             await connection.send(Done())
             return
         if isinstance(asked, Train) and asked.round <= worker.last_round:
-            await self._send_update(connection, asked, digests)
+            await self._send_update(connection, asked, given)
             return
         failed = worker.divergence
-        if isinstance(asked, Train) and failed and (failed.round, failed.digests) == (asked.round, digests):
+        if isinstance(asked, Train) and failed and (failed.round, failed.given) == (asked.round, given):
             self._asked = None
             worker.show(phase="idle")
             await connection.send(Decline(round=asked.round, code="diverged", why=failed.why[:1024]))
             return
-        if worker.does("round" if isinstance(asked, Train) else "finish", digests):
+        if worker.does("round" if isinstance(asked, Train) else "finish", given):
             return
         if worker.task is not None:
             await worker.drop()
             await self._advance(connection)
             return
-        missing = set(await asyncio.to_thread(worker.cache.missing, list(digests.values())))
+        missing = set(await asyncio.to_thread(worker.cache.missing, list(worker.received(given).values())))
         if missing:
             await self._fetch(connection, {ref.digest: ref.size for ref in asked.components if ref.digest in missing})
         elif isinstance(asked, Train):
-            worker.start_round(asked.round, digests)
+            worker.start_round(asked.round, given)
         else:
-            worker.start_finish(digests)
+            worker.start_finish(given)
 
     async def _fetch(self, connection: Connection, sizes: Mapping[str, int]) -> None:
         if self._outstanding:
@@ -298,11 +299,17 @@ class Agent:
         self._outstanding = set(sizes)
         await connection.send(Fetch(digests=tuple(sizes), offsets=offsets))
 
-    async def _send_update(self, connection: Connection, asked: Train, digests: Digests) -> None:
+    async def _send_update(self, connection: Connection, asked: Train, given: Given) -> None:
         """Offer the committed update of the round that is asked for."""
         state = self._worker.state
         pending = None if state is None else state.pending
-        if pending is None or pending.round != asked.round or dict(pending.trained_from) != dict(digests):
+        is_the_same = (
+            pending is not None
+            and pending.round == asked.round
+            and pending.trained_from.items() <= given.digests.items()
+            and pending.digests.keys() == given.digests.keys() - given.home.keys()
+        )
+        if pending is None or not is_the_same:
             raise StateError(
                 f"the coordinator asks for round {asked.round + 1} and this device has completed round "
                 f"{self._worker.last_round + 1} of an earlier run of federation {self._config.federation!r}; move "

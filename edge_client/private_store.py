@@ -1,10 +1,11 @@
-"""What a device must not lose and must not show: personal tensors, loss histories, the round, the update under way.
+"""What a device must not lose and must not show: personal tensors, what stays at home, loss histories, the round, the
+update under way.
 
 Every commit is one generation: a new directory with new files, made durable, and then one rename of `current.json`,
 which points to it and holds the digests of its files. A power cut at any point leaves the old generation or the new
 one. It knows files and numpy arrays; it does not know the method, sockets or torch.
 
-Personal tensors leave this module only as `PersonalTensors`: no dictionary, and no type that the wire's encoder takes.
+Such tensors leave this module only as `PersonalTensors`: no dictionary, and no type that the wire's encoder takes.
 """
 
 import hashlib
@@ -27,8 +28,10 @@ from tap_core.settings.base import Settings
 
 STATE_DIRECTORY = "state"
 POINTER = "current.json"
-PERSONAL = "personal.safetensors"
-FORMAT = 1
+PERSONAL, HOME = "personal.safetensors", "home.safetensors"
+FORMAT = 2
+READABLE = (1, FORMAT)
+"""Format 1 is of before components could stay at home."""
 _JOINT = "::"
 
 Tensors = dict[str, dict[str, np.ndarray]]
@@ -39,7 +42,7 @@ class StateError(TapError):
 
 
 class PersonalTensors:
-    """x_i, the personal set: component name -> tensor name -> array. Never transmitted.
+    """Component name -> tensor name -> array, never transmitted: x_i, the personal set, or w_r of what stays at home.
 
     Not a mapping on purpose: nothing that sends tensors can take one by mistake. `for_training` is the only way in.
     """
@@ -48,6 +51,11 @@ class PersonalTensors:
 
     def __init__(self, tensors: Mapping[str, Mapping[str, np.ndarray]]):
         self._tensors = {component: dict(values) for component, values in tensors.items()}
+
+    @property
+    def components(self) -> frozenset[str]:
+        """Their names, which are no secret."""
+        return frozenset(self._tensors)
 
     def for_training(self) -> Tensors:
         """The arrays, for the local trainer and nobody else."""
@@ -77,7 +85,10 @@ class PendingUpdate:
 
 @dataclass(frozen=True)
 class StoredState:
-    """One generation. ``round``: the last completed one, -1 before the first; histories are by task (section 4)."""
+    """One generation. ``round``: the last completed one, -1 before the first; histories are by task (section 4).
+
+    ``home``: w_r, float32, of each component that stayed at home in that round.
+    """
 
     round: int
     finished: bool
@@ -85,6 +96,7 @@ class StoredState:
     federated_loss: Mapping[str, float]
     personal_loss: Mapping[str, float]
     pending: PendingUpdate | None = None
+    home: PersonalTensors = field(default_factory=lambda: PersonalTensors({}))
 
 
 class _Pending(Settings):
@@ -139,10 +151,8 @@ class PrivateStore:
         files = {name: self._read_file(directory / name, digest) for name, digest in pointer.files.items()}
         if PERSONAL not in files:
             raise self._damaged(f"{POINTER} names no {PERSONAL}")
-        try:
-            personal = _split(load(files[PERSONAL]))
-        except (SafetensorError, ValueError) as error:
-            raise self._damaged(f"{PERSONAL}: {error}") from None
+        personal = self._tensors_of(PERSONAL, files)
+        home = self._tensors_of(HOME, files) if HOME in files else PersonalTensors({})
         pending = None
         if pointer.pending is not None:
             about = pointer.pending
@@ -155,11 +165,18 @@ class PrivateStore:
         return StoredState(
             pointer.round,
             pointer.finished,
-            PersonalTensors(personal),
+            personal,
             {task: math.inf if loss is None else loss for task, loss in pointer.federated_loss.items()},
             {task: math.inf if loss is None else loss for task, loss in pointer.personal_loss.items()},
             pending,
+            home,
         )
+
+    def _tensors_of(self, name: str, files: Mapping[str, bytes]) -> PersonalTensors:
+        try:
+            return PersonalTensors(_split(load(files[name])))
+        except (SafetensorError, ValueError) as error:
+            raise self._damaged(f"{name}: {error}") from None
 
     def commit(self, state: StoredState) -> None:
         """Make ``state`` the current generation. After it returns a power cut cannot undo it. Raises OSError."""
@@ -169,6 +186,8 @@ class PrivateStore:
             shutil.rmtree(directory)
         make_private_directory(directory)
         files = {PERSONAL: save(_joined(state.personal.for_training()))}
+        if state.home.components:
+            files[HOME] = save(_joined(state.home.for_training()))
         if state.pending is not None:
             files |= {_blob_name(digest): data for digest, data in state.pending.blobs.items()}
         for name, data in files.items():
@@ -207,7 +226,7 @@ class PrivateStore:
         try:
             values = json.loads((self._directory / POINTER).read_text(encoding="utf-8"))
             written = values.get("format") if isinstance(values, dict) else None
-            if isinstance(written, int) and written != FORMAT:
+            if isinstance(written, int) and written not in READABLE:
                 raise StateError(
                     f"{self._directory} was written by another version (format {written}, this one reads {FORMAT}); "
                     "use that version, or move the directory away to start anew"

@@ -6,7 +6,7 @@ Importing it is slow: it brings torch.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from protocol.errors import LocalProtocolError, NotFinite, RemoteProtocolError
 from protocol.tensors import ComponentTensors, decode_tensors, digest_of, encode_tensors
 from tap_core.algorithms.base import DeviceState
 from tap_core.algorithms.participant import Participant
+from tap_core.cohorts import own_values
 from tap_core.errors import Diverged, TapError
 from tap_core.export.directory import export_task
 from tap_core.foundations import load_foundation
@@ -45,20 +46,29 @@ class LocalTrainer:
         self.components = tuple(sorted(shapes))
 
     def take_part(
-        self, round_number: int, received: Mapping[str, bytes], stored: StoredState | None, on_progress: Progress
+        self,
+        round_number: int,
+        received: Mapping[str, bytes],
+        stored: StoredState | None,
+        on_progress: Progress,
+        *,
+        home: Mapping[str, int],
     ) -> tuple[StoredState, dict[str, Any]]:
         """One round of stage 1: the next state, with the update to send in it, and a report for `rounds.jsonl`.
 
-        ``received``: the encoded global value of each owned component. Raises Diverged if training does, or if a
-        received or trained value is not finite, and TapError if a component does not fit this device's model or memory
-        runs out; ``stored`` is then still the device's state.
+        ``home``: the components that stay at home, each with the coordinator's version. ``received``: the encoded
+        global value of each owned component but those that start from the device's own (`own_values`). Raises Diverged
+        if training does, or if a received or trained value is not finite, and TapError if a component does not fit this
+        device's model or memory runs out; ``stored`` is then still the device's state.
         """
-        tensors = self._decoded(received)
+        state = self._device_state(stored)
+        tensors = self._decoded(received, own_values(home, state.home, state.round))
         try:
-            outcome = self._participant.take_part(round_number, tensors, self._device_state(stored), on_progress)
+            outcome = self._participant.take_part(round_number, tensors, state, on_progress, home=home)
         except torch.OutOfMemoryError:
             raise out_of_memory() from None
-        _require_finite(outcome.state.personal)
+        _require_finite("personal", outcome.state.personal)
+        _require_finite("federated", outcome.state.home)
         blobs, digests = {}, {}
         for name, values in sorted(outcome.update.components.items()):
             data = self._encoded(name, values)
@@ -74,18 +84,19 @@ class LocalTrainer:
         stored: StoredState | None,
         on_progress: Progress,
         *,
+        home: Mapping[str, int],
         distilling: bool = True,
     ) -> tuple[StoredState, dict[str, Any], dict[str, Any]]:
-        """Stage 2: the final state, the results by task and the sample outputs by task. Raises as `take_part`.
-
-        Without ``distilling`` the personal set stays that of stage 1.
+        """Stage 2: the final state, the results by task and the sample outputs by task. Arguments and errors are those
+        of `take_part`. Without ``distilling`` the personal set stays that of stage 1.
         """
-        tensors, state = self._decoded(received), self._device_state(stored)
+        state = self._device_state(stored)
+        tensors = self._decoded(received, own_values(home, state.home, state.round))
         try:
-            outcome = self._participant.finish(tensors, state, on_progress, distilling=distilling)
+            outcome = self._participant.finish(tensors, state, on_progress, distilling=distilling, home=home)
         except torch.OutOfMemoryError:
             raise out_of_memory() from None
-        _require_finite(outcome.state.personal)
+        _require_finite("personal", outcome.state.personal)
         results = {task: dataclasses.asdict(result) for task, result in sorted(outcome.results.items())}
         return _stored(outcome.state, None), results, outcome.samples
 
@@ -109,16 +120,15 @@ class LocalTrainer:
             federated_loss=dict(stored.federated_loss),
             personal_loss=dict(stored.personal_loss),
             finished=stored.finished,
+            home=stored.home.for_training(),
         )
 
     def _require_own_shapes(self, stored: StoredState) -> None:
-        """Raise StateError unless the stored personal set has the shapes of this device's model."""
-        found = {
-            component: {name: tuple(array.shape) for name, array in tensors.items()}
-            for component, tensors in stored.personal.for_training().items()
-        }
-        if found and found != {component: dict(shapes) for component, shapes in self._shapes.items()}:
-            odd = sorted(c for c in {*found, *self._shapes} if found.get(c) != self._shapes.get(c))
+        """Raise StateError unless the stored personal set, and what stays at home, have the shapes of this model."""
+        personal, home = (_shapes_of(tensors.for_training()) for tensors in (stored.personal, stored.home))
+        odd = sorted(c for c in {*personal, *self._shapes} if personal and personal.get(c) != self._shapes.get(c))
+        odd += sorted(c for c in home if home[c] != self._shapes.get(c))
+        if odd:
             raise StateError(
                 "the saved personal model does not fit the federation's present settings or this device's tasks "
                 f"({odd[0]} first); bring back the old ones, or move the state directory away to start anew"
@@ -138,9 +148,9 @@ class LocalTrainer:
                 f"training.learning_rate or another wire.dtype than {self._dtype}"
             ) from None
 
-    def _decoded(self, received: Mapping[str, bytes]) -> Tensors:
-        if set(received) != set(self._shapes):
-            odd = sorted(set(received) ^ set(self._shapes))
+    def _decoded(self, received: Mapping[str, bytes], own: Collection[str]) -> Tensors:
+        """The received tensors, which with the device's ``own`` make up its components."""
+        if odd := sorted({*received, *own} ^ set(self._shapes)):
             raise TapError(
                 f"the coordinator and this device disagree about the components of its tasks ({odd[0]} first); use the "
                 "same version of tap-edge on both"
@@ -171,17 +181,21 @@ def build_trainer(config: ClientConfig, federation: FederationConfig) -> LocalTr
     tasks = federation.tasks_named(data)
     model = build_model(federation, tasks, load_foundation(config.foundation))
     participant = Participant(federation, config.device_id, model, data, runtime)
-    shapes = {
-        name: {key: tuple(array.shape) for key, array in values.items()}
-        for name, values in model.state("federated").items()
-    }
+    shapes = _shapes_of(model.state("federated"))
     return LocalTrainer(participant, dtype=federation.wire.dtype, shapes=shapes, examples=count_tasks(data))
 
 
-def _require_finite(personal: Tensors) -> None:
-    for component, tensors in sorted(personal.items()):
+def _shapes_of(components: Tensors) -> dict[str, dict[str, tuple[int, ...]]]:
+    return {
+        component: {name: tuple(array.shape) for name, array in tensors.items()}
+        for component, tensors in components.items()
+    }
+
+
+def _require_finite(which: str, components: Tensors) -> None:
+    for component, tensors in sorted(components.items()):
         if not all(np.isfinite(array).all() for array in tensors.values()):
-            raise Diverged(f"training diverged (the personal {component} has values that are not finite)")
+            raise Diverged(f"training diverged (the {which} {component} has values that are not finite)")
 
 
 def out_of_memory() -> TapError:
@@ -199,4 +213,5 @@ def _stored(state: DeviceState, pending: PendingUpdate | None) -> StoredState:
         federated_loss=dict(state.federated_loss),
         personal_loss=dict(state.personal_loss),
         pending=pending,
+        home=PersonalTensors({c: {k: v.astype(np.float32) for k, v in g.items()} for c, g in state.home.items()}),
     )

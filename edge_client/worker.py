@@ -6,6 +6,7 @@ when `drop` says that nobody asks for it any more.
 """
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,16 +17,23 @@ from edge_client.cache import ComponentCache
 from edge_client.config import ClientConfig
 from edge_client.journal import EXPORTS, Journal, Progress
 from edge_client.private_store import PrivateStore, StoredState
+from tap_core.cohorts import own_values
 from tap_core.errors import Diverged, TapError
 from tap_core.settings.federation import FederationConfig
 
 OnProgress = Callable[[str, int, int], None]
 """Called in the worker thread with a phase's name, the steps done and their number; it may raise to end the work."""
 
-Digests = Mapping[str, str]
-"""Digest by component: the values that a piece of work starts from."""
-
 CACHE_DIRECTORY = "cache"
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the coordinator offers a piece of work to start from: the digest of each owned component's value, and the
+    version of each of those that stay at home."""
+
+    digests: Mapping[str, str]
+    home: Mapping[str, int]
 
 
 class Trainer(Protocol):
@@ -40,7 +48,13 @@ class Trainer(Protocol):
         """The owned components, sorted."""
 
     def take_part(
-        self, round_number: int, received: Mapping[str, bytes], stored: StoredState | None, on_progress: OnProgress
+        self,
+        round_number: int,
+        received: Mapping[str, bytes],
+        stored: StoredState | None,
+        on_progress: OnProgress,
+        *,
+        home: Mapping[str, int],
     ) -> tuple[StoredState, Mapping[str, Any]]: ...
 
     def finish(
@@ -49,6 +63,7 @@ class Trainer(Protocol):
         stored: StoredState | None,
         on_progress: OnProgress,
         *,
+        home: Mapping[str, int],
         distilling: bool = True,
     ) -> tuple[StoredState, Mapping[str, Any], Mapping[str, Any]]: ...
 
@@ -65,10 +80,10 @@ class _Dropped(Exception):
 
 @dataclass(frozen=True)
 class Divergence:
-    """A round that this device cannot take part in: its number, the values that it starts from, and why."""
+    """A round that this device cannot take part in: its number, what it starts from, and why."""
 
     round: int
-    digests: Digests
+    given: Given
     why: str
 
 
@@ -76,7 +91,7 @@ class Divergence:
 class _Work:
     kind: Literal["round", "finish"]
     round: int
-    digests: Digests
+    given: Given
     dropped: threading.Event
     task: "asyncio.Task[StoredState]"
 
@@ -115,24 +130,32 @@ class Worker:
         """What to wait for while work is under way."""
         return None if self._work is None else self._work.task
 
-    def does(self, kind: Literal["round", "finish"], digests: Digests) -> bool:
+    def does(self, kind: Literal["round", "finish"], given: Given) -> bool:
         """Whether this very work is under way."""
-        return self._work is not None and self._work.kind == kind and self._work.digests == digests
+        return self._work is not None and self._work.kind == kind and self._work.given == given
+
+    def received(self, given: Given) -> dict[str, str]:
+        """Of the offered digests, by component, those that the work needs: at home the device's own value may count."""
+        kept, last_round = (
+            (frozenset[str](), -1) if self.state is None else (self.state.home.components, self.last_round)
+        )
+        own = own_values(given.home, kept, last_round)
+        return {name: digest for name, digest in given.digests.items() if name not in own}
 
     async def prepare(self, federation: FederationConfig) -> None:
         """Read the data and build the model. Raises what ``build`` raises."""
         self.show(phase="loading")
         self.trainer = await asyncio.to_thread(self._build, federation)
 
-    def start_round(self, round_number: int, digests: Digests) -> None:
-        """Start a round of stage 1; the cache must hold ``digests``."""
+    def start_round(self, round_number: int, given: Given) -> None:
+        """Start a round of stage 1; the cache must hold what is `received`."""
         self.show(phase="training", round=round_number)
-        self._start("round", round_number, digests, lambda report: self._do_round(round_number, digests, report))
+        self._start("round", round_number, given, lambda report: self._do_round(round_number, given, report))
 
-    def start_finish(self, digests: Digests) -> None:
-        """Start stage 2, with the results and the exports; the cache must hold ``digests``."""
+    def start_finish(self, given: Given) -> None:
+        """Start stage 2, with the results and the exports; the cache must hold what is `received`."""
         self.show(phase="training")
-        self._start("finish", -1, digests, lambda report: self._do_finish(digests, report))
+        self._start("finish", -1, given, lambda report: self._do_finish(given, report))
 
     def collect(self) -> bool:
         """Take over the state of work that has ended; whether there was any. Raises TapError if the work failed, but
@@ -148,7 +171,7 @@ class Worker:
         except Diverged as error:
             if work.kind == "finish":
                 raise
-            self.divergence = Divergence(work.round, work.digests, str(error))
+            self.divergence = Divergence(work.round, work.given, str(error))
             self._notes.append(
                 f"round {work.round + 1}: {error}; this device sits the round out, keeps the models that it had, and "
                 "waits for the next"
@@ -177,12 +200,12 @@ class Worker:
         self,
         kind: Literal["round", "finish"],
         round_number: int,
-        digests: Digests,
+        given: Given,
         do: Callable[[OnProgress], StoredState],
     ) -> None:
         assert self._work is None
         pending = set() if self.state is None or self.state.pending is None else set(self.state.pending.blobs)
-        self._recent = [*self._recent[-1:], set(digests.values())]
+        self._recent = [*self._recent[-1:], set(given.digests.values())]
         self.cache.keep_only(set().union(*self._recent) | pending)
         dropped = threading.Event()
 
@@ -192,14 +215,15 @@ class Worker:
             self.show(phase=phase, step=step, steps=steps)
 
         task = asyncio.ensure_future(asyncio.to_thread(do, on_progress))
-        self._work = _Work(kind, round_number, digests, dropped, task)
+        self._work = _Work(kind, round_number, given, dropped, task)
 
     # --- in the worker thread
 
-    def _do_round(self, round_number: int, digests: Digests, on_progress: OnProgress) -> StoredState:
+    def _do_round(self, round_number: int, given: Given, on_progress: OnProgress) -> StoredState:
         """The report is written before the commit: a restart drops it again if the commit never came."""
         assert self.trainer is not None
-        state, report = self.trainer.take_part(round_number, self._received(digests), self.state, on_progress)
+        received, home = self._bytes_of(self.received(given)), given.home
+        state, report = self.trainer.take_part(round_number, received, self.state, on_progress, home=home)
         self.journal.add_round(report)
         self._store.commit(state)
         if state.pending is not None:
@@ -207,16 +231,18 @@ class Worker:
                 self.cache.put(digest, data)  # a component that nobody else owns comes back with these very bytes
         return state
 
-    def _do_finish(self, digests: Digests, on_progress: OnProgress) -> StoredState:
+    def _do_finish(self, given: Given, on_progress: OnProgress) -> StoredState:
         """The commit comes last: a finished state has its results and exports, and stage 2 runs once on stage 1's.
 
         If stage 2 diverges, the personal models of stage 1 are the result: they are finite, and better than none."""
         assert self.trainer is not None
-        received = self._received(digests)
+        finish = functools.partial(
+            self.trainer.finish, self._bytes_of(self.received(given)), self.state, on_progress, home=given.home
+        )
         try:
-            state, results, samples = self.trainer.finish(received, self.state, on_progress)
+            state, results, samples = finish()
         except Diverged as error:
-            state, results, samples = self.trainer.finish(received, self.state, on_progress, distilling=False)
+            state, results, samples = finish(distilling=False)
             self._notes.append(f"stage 2: {error}; the personal models of stage 1 are kept as the result")
         names = sorted(self.trainer.examples)
         for step, name in enumerate(names):
@@ -227,7 +253,7 @@ class Worker:
         self._store.commit(finished)
         return finished
 
-    def _received(self, digests: Digests) -> dict[str, bytes]:
+    def _bytes_of(self, digests: Mapping[str, str]) -> dict[str, bytes]:
         received = {}
         for name, digest in digests.items():
             data = self.cache.get(digest)

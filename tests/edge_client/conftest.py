@@ -92,6 +92,10 @@ class FakeCoordinator:
         """Codes with which the next conversations end at once."""
         self.round = 0
         self.done = False
+        self.home: tuple[str, ...] = ()
+        """What stays at home in the rounds before ``home_until``."""
+        self.home_until = rounds
+        self.versions = dict.fromkeys(blobs, 0)
         self.hellos: list[Hello] = []
         self.events: list[str] = []
         self.accepted: dict[int, dict[str, bytes]] = {}
@@ -125,7 +129,7 @@ class FakeCoordinator:
 
     def _refs(self) -> tuple[ComponentRef, ...]:
         return tuple(
-            ComponentRef(name=name, version=self.round, digest=digest_of(data), size=len(data))
+            ComponentRef(name=name, version=self.versions[name], digest=digest_of(data), size=len(data))
             for name, data in sorted(self.blobs.items())
         )
 
@@ -153,10 +157,11 @@ class FakeCoordinator:
                 raise ConnectionClosedError(None, None)
 
         async def assign() -> None:
+            home = self.home if min(self.round, self.rounds - 1) < self.home_until else ()
             if self.round < self.rounds:
-                await say(Train(round=self.round, deadline=60.0, components=self._refs()))
+                await say(Train(round=self.round, deadline=60.0, components=self._refs(), home=home))
             else:
-                await say(Finish(components=self._refs()))
+                await say(Finish(components=self._refs(), home=home))
 
         async def settle() -> None:
             """All blobs of the update are here: take it, and go on."""
@@ -168,7 +173,8 @@ class FakeCoordinator:
                 await say(Rejected(round=update.round, code=self.reject_code, why="the round is closed"))
             else:
                 self.accepted[update.round] = {ref.name: arrived[ref.digest] for ref in update.components}
-                self.blobs = dict(self.accepted[update.round])
+                self.blobs |= self.accepted[update.round]
+                self.versions |= dict.fromkeys(self.accepted[update.round], update.round + 1)
                 await say(Accepted(round=update.round))
             update = None
             self.round += 1

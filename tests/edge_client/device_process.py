@@ -19,6 +19,7 @@ from edge_client.agent import Agent
 from edge_client.config import load_client_config
 from edge_client.outages import Backoff
 from edge_client.private_store import PendingUpdate, PersonalTensors, PrivateStore, StoredState
+from tap_core.cohorts import own_values
 
 FOUNDATION = "f" * 64
 STEPS = 5
@@ -45,27 +46,35 @@ class LightTrainer:
         self.gate: threading.Event | None = None
         """If set, training waits for it at every step."""
 
-    def take_part(self, round_number, received, stored, on_progress):
+    def take_part(self, round_number, received, stored, on_progress, *, home):
         self.calls.append(round_number)
         self._steps(on_progress)
         before = 0.0 if stored is None else float(stored.personal.for_training()["decoder/topic"]["w"][0])
-        blobs = {name: trained(data, round_number, before) for name, data in received.items()}
+        kept = {} if stored is None else stored.home.for_training()
+        own = {
+            name: kept[name]["bytes"].tobytes()
+            for name in own_values(home, kept, -1 if stored is None else stored.round)
+        }
+        assert set(received) == set(self.components) - set(own)
+        results = {name: trained(data, round_number, before) for name, data in {**received, **own}.items()}
+        blobs = {name: data for name, data in results.items() if name not in home}
+        stays = PersonalTensors({name: {"bytes": np.frombuffer(results[name], np.uint8)} for name in home})
         personal = PersonalTensors({"decoder/topic": {"w": np.array([before * 3 + round_number + 1], np.float32)}})
         pending = PendingUpdate(
             round_number,
             trained_from={name: digest(data) for name, data in received.items()},
-            examples=dict.fromkeys(self.components, 12),
+            examples=dict.fromkeys(blobs, 12),
             digests={name: digest(data) for name, data in blobs.items()},
             blobs={digest(data): data for data in blobs.values()},
         )
         loss = {"topic": 1 / (round_number + 1)}
         report = {"round": round_number, "federated_loss": loss, "personal_loss": loss, "replaced": {"topic": True}}
-        return StoredState(round_number, False, personal, loss, loss, pending), report
+        return StoredState(round_number, False, personal, loss, loss, pending, stays), report
 
-    def finish(self, received, stored, on_progress, *, distilling=True):
+    def finish(self, received, stored, on_progress, *, home, distilling=True):
         self.calls.append("finish")
         self._steps(on_progress)
-        return stored, {"topic": {"personal": float(len(received))}}, {"topic": []}
+        return stored, {"topic": {"personal": float(len(received) + len(home))}}, {"topic": []}
 
     def export(self, stored, task, directory):
         self.exports.append(task)

@@ -99,6 +99,75 @@ def test_a_cut_at_any_moment_changes_nothing(coordinator, client_toml, device_pr
     assert sum("retrying" in line for line in lines) >= 1
 
 
+HOME = "encoder/text"
+
+
+def expected_at_home(module, data: bytes, rounds: int) -> bytes:
+    """What a component at home comes to, as `expected_updates` says of those that are sent."""
+    personal = 0.0
+    for number in range(rounds):
+        data, personal = module.trained(data, number, personal), personal * 3 + number + 1
+    return data
+
+
+@pytest.mark.parametrize("cuts", [[], ["fetch"], ["update"], ["chunk in"], ["after accepted"], CUTS])
+def test_what_stays_at_home_grows_there_is_fetched_once_and_never_sent(
+    coordinator, client_toml, device_process, tmp_path, monkeypatch, cuts
+):
+    monkeypatch.setattr(connection, "UPLOAD_CHUNK", 64)
+    first, expected = coordinator.blobs[HOME], expected_updates(device_process, coordinator.blobs, 3)
+    coordinator.home, coordinator.cuts = (HOME,), list(cuts)
+    trainer, _ = run(coordinator, client_toml, device_process)
+    assert coordinator.cuts == [] and coordinator.done and trainer.calls == [0, 1, 2, "finish"]
+    assert coordinator.accepted == {
+        number: {"decoder/topic": update["decoder/topic"]} for number, update in expected.items()
+    }
+    kept = load_state(tmp_path).home
+    assert kept.components == {HOME}
+    assert kept.for_training()[HOME]["bytes"].tobytes() == expected_at_home(device_process, first, 3)
+    assert coordinator.fetched.count(device_process.digest(first)) == 1 or cuts
+
+
+def test_all_at_home_is_an_empty_update(coordinator, client_toml, device_process, tmp_path):
+    coordinator.home = ("decoder/topic", HOME)
+    run(coordinator, client_toml, device_process)
+    assert coordinator.accepted == {0: {}, 1: {}, 2: {}} and coordinator.done
+    assert load_state(tmp_path).home.components == {"decoder/topic", HOME} and coordinator.received < 10_000
+
+
+def test_what_is_federated_from_a_round_on_starts_from_the_coordinators_value(
+    coordinator, client_toml, device_process, tmp_path
+):
+    """Its value at home is forgotten, and was never sent."""
+    first = coordinator.blobs[HOME]
+    coordinator.home, coordinator.home_until = (HOME,), 2
+    run(coordinator, client_toml, device_process)
+    assert coordinator.accepted[2][HOME] == device_process.trained(first, 2, 5.0)  # as long as it had not been trained
+    assert all(HOME not in coordinator.accepted[number] for number in (0, 1))
+    assert load_state(tmp_path).home.components == frozenset()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_newer_version_of_the_coordinator_takes_the_place_of_the_value_at_home(
+    coordinator, client_toml, device_process, tmp_path, version
+):
+    """Others have shared it since: that of round 0, when this device had it at home, is none of theirs."""
+    other, first = b"what others have" * 16, coordinator.blobs[HOME]
+    coordinator.home = (HOME,)
+
+    class Watched(device_process.LightTrainer):
+        def take_part(self, number, *args, **given):
+            outcome = super().take_part(number, *args, **given)
+            if number == 1:  # the round after it offers what others have made meanwhile
+                coordinator.blobs[HOME], coordinator.versions[HOME] = other, version
+            return outcome
+
+    run(coordinator, client_toml, device_process, trainer=Watched())
+    grown = expected_at_home(device_process, first, 2)
+    expected = device_process.trained(other if version == 2 else grown, 2, 5.0)
+    assert load_state(tmp_path).home.for_training()[HOME]["bytes"].tobytes() == expected
+
+
 class Fragile:
     """A trainer that diverges on poisoned values, and in stage 2 if it is told to."""
 
@@ -108,17 +177,17 @@ class Fragile:
         self.light, self.stage_2, self.finishes = light, stage_2, []
         self.examples, self.components, self.calls, self.export = light.examples, light.components, [], light.export
 
-    def take_part(self, number, received, stored, on_progress):
+    def take_part(self, number, received, stored, on_progress, *, home):
         self.calls.append(number)
         if any(self.POISON in data for data in received.values()):
             raise Diverged("training diverged (loss is not finite)")
-        return self.light.take_part(number, received, stored, on_progress)
+        return self.light.take_part(number, received, stored, on_progress, home=home)
 
-    def finish(self, received, stored, on_progress, *, distilling=True):
+    def finish(self, received, stored, on_progress, *, home, distilling=True):
         self.finishes.append(distilling)
         if distilling and self.stage_2:
             raise Diverged("training diverged in step 1 of student (loss is not finite)")
-        return self.light.finish(received, stored, on_progress)
+        return self.light.finish(received, stored, on_progress, home=home)
 
 
 @pytest.mark.parametrize("cuts", [[], ["decline"], ["decline", "decline", "hello"]])
@@ -146,7 +215,7 @@ def test_a_round_that_diverges_leaves_the_models_of_before(coordinator, client_t
     poisoned, good = {}, {}
 
     class Late(Fragile):
-        def take_part(self, number, received, stored, on_progress):
+        def take_part(self, number, received, stored, on_progress, *, home):
             if number == 1 and not poisoned:
                 poisoned.update(received)
                 good["state"] = stored
@@ -154,7 +223,7 @@ def test_a_round_that_diverges_leaves_the_models_of_before(coordinator, client_t
             assert number != 1
             before = stored.personal.for_training() if stored else None
             assert number != 2 or before == good["state"].personal.for_training()
-            return self.light.take_part(number, received, stored, on_progress)
+            return self.light.take_part(number, received, stored, on_progress, home=home)
 
     coordinator.after_decline = dict(coordinator.blobs)
     run(coordinator, client_toml, device_process, trainer=Late(light))

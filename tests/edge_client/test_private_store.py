@@ -18,7 +18,7 @@ TENSORS = {
 }
 
 
-def state(round_number: int = 3, *, finished: bool = False, pending: bool = True) -> StoredState:
+def state(round_number: int = 3, *, finished: bool = False, pending: bool = True, home: bool = True) -> StoredState:
     blobs = [f"blob {round_number} {i}".encode() for i in range(2)]
     digests = {"decoder/topic": digest_of(blobs[0]), "encoder/text": digest_of(blobs[1])}
     update = PendingUpdate(
@@ -36,6 +36,7 @@ def state(round_number: int = 3, *, finished: bool = False, pending: bool = True
         federated_loss={"topic": 0.25, "animals": math.inf},
         personal_loss={"topic": 1 / 3, "animals": math.inf},
         pending=update if pending else None,
+        home=PersonalTensors({"decoder/home": {"weight": np.full((3,), round_number, np.float32)}} if home else {}),
     )
 
 
@@ -59,6 +60,10 @@ def assert_equal(found: StoredState | None, expected: StoredState) -> None:
             np.testing.assert_array_equal(ours[component][name], array)
     assert (found.round, found.finished, found.pending) == (expected.round, expected.finished, expected.pending)
     assert (found.federated_loss, found.personal_loss) == (expected.federated_loss, expected.personal_loss)
+    assert found.home.components == expected.home.components
+    for component, group in expected.home.for_training().items():
+        kept = found.home.for_training()[component]
+        assert kept.keys() == group.keys() and all(np.array_equal(kept[name], group[name]) for name in group)
 
 
 def test_what_is_committed_is_loaded_by_the_next_process(tmp_path):
@@ -66,8 +71,25 @@ def test_what_is_committed_is_loaded_by_the_next_process(tmp_path):
     store = open_store(tmp_path)
     store.commit(state(3))
     assert_equal(open_store(tmp_path).load(), state(3))
-    store.commit(state(4, finished=True, pending=False))
-    assert_equal(open_store(tmp_path).load(), state(4, finished=True, pending=False))
+    for more in ({}, {"home": False}):
+        store.commit(state(4, finished=True, pending=False, **more))
+        assert_equal(open_store(tmp_path).load(), state(4, finished=True, pending=False, **more))
+
+
+def test_a_state_of_before_components_could_stay_at_home_is_loaded_and_written_anew(tmp_path):
+    open_store(tmp_path).commit(state(3, home=False))
+    pointer = tmp_path / "state" / "current.json"
+    old = json.loads(pointer.read_text())
+    assert old["format"] == 2 and set(old["files"]) == {
+        "personal.safetensors",
+        *(n for n in old["files"] if "update" in n),
+    }
+    pointer.write_text(json.dumps(old | {"format": 1}))
+    store = open_store(tmp_path)
+    assert_equal(store.load(), state(3, home=False))
+    store.commit(state(4))
+    assert json.loads(pointer.read_text())["format"] == 2
+    assert_equal(open_store(tmp_path).load(), state(4))
 
 
 def test_only_the_last_generation_is_kept_and_only_the_owner_can_read(tmp_path):
@@ -85,12 +107,12 @@ def test_only_the_last_generation_is_kept_and_only_the_owner_can_read(tmp_path):
 
 @pytest.mark.parametrize("step", ["write_private", "sync_directory", "replace_private", "rmtree"])
 def test_a_power_cut_at_any_step_leaves_the_old_state_or_the_new(tmp_path, monkeypatch, step):
-    """Each step of a commit in turn is the first that does not happen, also for the second and third file."""
+    """Each step of a commit in turn is the first that does not happen, also for each further file."""
     store = open_store(tmp_path)
     store.commit(state(1))
     target = private_store.shutil if step == "rmtree" else private_store
     real = getattr(target, step)
-    for survived in range(4):
+    for survived in range(5):
         left = survived
 
         def fail(*arguments, **keywords):
@@ -152,6 +174,10 @@ def test_damage_and_foreign_states_are_one_line(tmp_path):
     personal.unlink()
     assert "is damaged" in complaint() and "move it away to start anew" in complaint()
     personal.write_bytes(data)
+    home = tmp_path / "state" / "0" / "home.safetensors"
+    home.rename(tmp_path / "elsewhere")
+    assert "home.safetensors" in complaint()
+    (tmp_path / "elsewhere").rename(home)
     pointer.write_text(text[:-20])
     assert "current.json is not readable" in complaint()
     pointer.write_text(json.dumps(json.loads(text) | {"format": 99, "what_format_99_has": True}))

@@ -70,7 +70,7 @@ def ignore(phase: str, step: int, steps: int) -> None:
 
 @pytest.fixture(scope="module")
 def after_a_round(trainer, received):
-    return trainer.take_part(0, received, None, ignore)
+    return trainer.take_part(0, received, None, ignore, home={})
 
 
 def test_a_round_goes_from_bytes_to_bytes(trainer, received, after_a_round, settings):
@@ -94,7 +94,7 @@ def test_a_round_goes_from_bytes_to_bytes(trainer, received, after_a_round, sett
 def test_the_update_is_the_participants(trainer, received, after_a_round):
     """Same participant, same inputs: what goes out is its federated set, bit for bit, and not the personal one."""
     state, _ = after_a_round
-    tensors = trainer._decoded(received)
+    tensors = trainer._decoded(received, ())
     outcome = trainer._participant.take_part(0, tensors, DeviceState.initial(TASKS), ignore)
     for name, group in outcome.update.components.items():
         assert state.pending.blobs[state.pending.digests[name]] == encode_tensors(ComponentTensors(name, group))
@@ -111,17 +111,51 @@ def test_a_round_from_the_stored_state_is_the_round_from_memory(trainer, receive
     store = PrivateStore(tmp_path, device="kitchen", federation="mini")
     store.commit(state)
     restored = PrivateStore(tmp_path, device="kitchen", federation="mini").load()
-    from_memory, _ = trainer.take_part(1, received, state, ignore)
-    from_disk, _ = trainer.take_part(1, received, restored, ignore)
+    from_memory, _ = trainer.take_part(1, received, state, ignore, home={})
+    from_disk, _ = trainer.take_part(1, received, restored, ignore, home={})
     assert from_disk.pending == from_memory.pending
     ours, theirs = from_disk.personal.for_training(), from_memory.personal.for_training()
     assert all(np.array_equal(ours[c][n], a) for c, g in theirs.items() for n, a in g.items())
 
 
+def test_what_stays_at_home_is_kept_in_its_wire_form_and_counts_in_the_next_round_and_at_the_end(
+    trainer, received, after_a_round, tmp_path
+):
+    """Nobody else owns decoder/colour: its value comes from the state and not from the coordinator, whatever that has.
+    The bits are those of the round trip: sent, averaged alone, and received again."""
+    name, home = "decoder/colour", {"decoder/colour": 0}
+    sent, _ = after_a_round
+    kept, _ = trainer.take_part(0, received, None, ignore, home=home)
+    assert set(kept.pending.digests) == set(kept.pending.examples) == set(received) - {name}
+    wire = sent.pending.blobs[sent.pending.digests[name]]
+    shapes = {key: value.shape for key, value in kept.personal.for_training()[name].items()}
+    tensors = decode_tensors(name, wire, shapes=shapes, dtype="bfloat16").tensors
+    at_home = kept.home.for_training()
+    assert set(at_home) == {name} and all(np.array_equal(at_home[name][key], tensors[key]) for key in shapes)
+
+    store = PrivateStore(tmp_path, device="kitchen", federation="mini")
+    store.commit(kept)
+    restored = PrivateStore(tmp_path, device="kitchen", federation="mini").load()
+    others = {other: data for other, data in received.items() if other != name}
+    from_home, _ = trainer.take_part(1, others, restored, ignore, home=home)
+    round_trip, _ = trainer.take_part(1, {**others, name: wire}, sent, ignore, home={})
+    assert {**from_home.pending.digests, name: round_trip.pending.digests[name]} == round_trip.pending.digests
+    ends = [
+        trainer.finish(others, restored, ignore, home=home),
+        trainer.finish({**others, name: wire}, sent, ignore, home={}),
+    ]
+    assert ends[0][1] == ends[1][1]
+    with pytest.raises(TapError, match="disagree about the components"):  # the coordinator's is newer, and is needed
+        trainer.take_part(1, others, restored, ignore, home={name: 1})
+    odd = replace(restored, home=PersonalTensors({name: {"weight": np.zeros(3, np.float32)}}))
+    with pytest.raises(StateError, match=r"does not fit the federation's present settings .*decoder/colour"):
+        trainer.take_part(1, others, odd, ignore, home=home)
+
+
 def test_stage_2_and_what_is_exported(trainer, received, after_a_round, monkeypatch, tmp_path):
     """The export is of the stored personal set, whatever the model holds at the moment."""
     state, _ = after_a_round
-    final, results, samples = trainer.finish(received, state, ignore)
+    final, results, samples = trainer.finish(received, state, ignore, home={})
     assert final.finished and final.pending is None
     json.dumps([results, samples])
     assert results["colour"]["n_test"] == 6 and results["colour"]["metric"] == "accuracy"
@@ -143,28 +177,28 @@ def test_what_does_not_fit_is_one_line(trainer, received, after_a_round):
     state, _ = after_a_round
     few = {name: data for name, data in received.items() if name != "decoder/colour"}
     with pytest.raises(TapError, match=r"disagree about the components .*decoder/colour.*same version"):
-        trainer.take_part(1, few, state, ignore)
+        trainer.take_part(1, few, state, ignore, home={})
     swapped = received | {"decoder/colour": received["decoder/letters"]}
     with pytest.raises(TapError, match=r"component decoder/colour from the coordinator does not fit"):
-        trainer.take_part(1, swapped, state, ignore)
+        trainer.take_part(1, swapped, state, ignore, home={})
     odd = PersonalTensors({**state.personal.for_training(), "decoder/colour": {"weight": np.zeros(3, np.float32)}})
     other = StoredState(0, False, odd, state.federated_loss, state.personal_loss)
     with pytest.raises(StateError, match=r"does not fit the federation's present settings .*decoder/colour"):
-        trainer.take_part(1, received, other, ignore)
+        trainer.take_part(1, received, other, ignore, home={})
     other = StoredState(0, False, state.personal, state.federated_loss, {"colour": 1.0})
     with pytest.raises(StateError, match="the saved state is of tasks colour and this device now has colour, letters"):
-        trainer.take_part(1, received, other, ignore)
+        trainer.take_part(1, received, other, ignore, home={})
 
 
 def test_values_that_overflow_the_wire_are_not_sent(trainer, received, monkeypatch):
     class Overflowing:
-        def take_part(self, number, tensors, state, on_progress):
+        def take_part(self, number, tensors, state, on_progress, *, home):
             infinite = {c: {n: np.full_like(a, np.inf) for n, a in group.items()} for c, group in tensors.items()}
             return RoundOutcome(state, Update(number, dict.fromkeys(tensors, 1), infinite), None)
 
     monkeypatch.setattr(trainer, "_participant", Overflowing())
     with pytest.raises(Diverged, match=r"training diverged, and nothing was sent .*lower training\.learning_rate"):
-        trainer.take_part(0, received, None, ignore)
+        trainer.take_part(0, received, None, ignore, home={})
 
 
 def poisoned(received, settings, value):
@@ -181,15 +215,15 @@ def test_poisoned_values_make_a_round_diverge_and_the_next_one_is_as_if_it_had_n
 ):
     state, _ = after_a_round
     with pytest.raises(Diverged, match="training diverged in step 1 of federated"):
-        trainer.take_part(1, poisoned(received, settings, 3e38), state, ignore)
-    again, _ = trainer.take_part(0, received, None, ignore)
+        trainer.take_part(1, poisoned(received, settings, 3e38), state, ignore, home={})
+    again, _ = trainer.take_part(0, received, None, ignore, home={})
     assert again.pending == state.pending
 
 
 def test_a_received_value_that_is_not_finite_is_divergence_and_no_misfit(trainer, received):
     data = received["decoder/colour"]
     with pytest.raises(Diverged, match="decoder/colour: tensor .* has a value that is not finite"):
-        trainer.take_part(0, {**received, "decoder/colour": data[:-2] + b"\x80\x7f"}, None, ignore)
+        trainer.take_part(0, {**received, "decoder/colour": data[:-2] + b"\x80\x7f"}, None, ignore, home={})
 
 
 def test_personal_values_that_are_not_finite_are_divergence(trainer, received, after_a_round, monkeypatch):
@@ -197,19 +231,30 @@ def test_personal_values_that_are_not_finite_are_divergence(trainer, received, a
     broken = {"decoder/colour": {"w": np.array([1, np.nan], np.float32)}}
 
     class Broken:
-        def take_part(self, number, tensors, state, on_progress):
+        def take_part(self, number, tensors, state, on_progress, *, home):
             return RoundOutcome(replace(state, personal=broken), Update(number, {}, {}), None)
 
-        def finish(self, tensors, state, on_progress, *, distilling):
+        def finish(self, tensors, state, on_progress, *, home, distilling):
             return FinishOutcome(replace(state, personal=broken), {})
 
     monkeypatch.setattr(trainer, "_participant", Broken())
     for work in (
-        lambda: trainer.take_part(1, received, state, ignore),
-        lambda: trainer.finish(received, state, ignore),
+        lambda: trainer.take_part(1, received, state, ignore, home={}),
+        lambda: trainer.finish(received, state, ignore, home={}),
     ):
         with pytest.raises(Diverged, match="the personal decoder/colour has values that are not finite"):
             work()
+
+
+def test_values_that_stay_at_home_are_finite_too(trainer, received, monkeypatch):
+    class Broken:
+        def take_part(self, number, tensors, state, on_progress, *, home):
+            kept = {name: {key: np.full_like(v, np.inf) for key, v in tensors[name].items()} for name in home}
+            return RoundOutcome(replace(state, home=kept), Update(number, {}, {}), None)
+
+    monkeypatch.setattr(trainer, "_participant", Broken())
+    with pytest.raises(Diverged, match="the federated decoder/colour has values that are not finite"):
+        trainer.take_part(0, received, None, ignore, home={"decoder/colour": 0})
 
 
 def test_stage_2_that_diverges_can_be_left_out(trainer, received, after_a_round, settings):
@@ -217,8 +262,8 @@ def test_stage_2_that_diverges_can_be_left_out(trainer, received, after_a_round,
     state, _ = after_a_round
     bad = poisoned(received, settings, 3e38)
     with pytest.raises(Diverged, match="of teacher"):
-        trainer.finish(bad, state, ignore)
-    final, results, _ = trainer.finish(bad, state, ignore, distilling=False)
+        trainer.finish(bad, state, ignore, home={})
+    final, results, _ = trainer.finish(bad, state, ignore, home={}, distilling=False)
     kept, before = final.personal.for_training(), state.personal.for_training()
     assert all(np.array_equal(kept[c][n], a) for c, g in before.items() for n, a in g.items())
     assert results["colour"]["personal"] == results["colour"]["stage1"]
@@ -232,4 +277,4 @@ def test_progress_may_end_the_work(trainer, received):
         raise Enough
 
     with pytest.raises(Enough):
-        trainer.take_part(0, received, None, stop)
+        trainer.take_part(0, received, None, stop, home={})
