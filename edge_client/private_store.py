@@ -266,11 +266,15 @@ def _blob_name(digest: str) -> str:
     return f"update-{digest}.safetensors"
 
 
+_NOTHING = np.empty(0, np.float32)
+"""Stands, without a name, for a component that has no tensors."""
+
+
 def _joined(tensors: Tensors) -> dict[str, np.ndarray]:
     return {
         f"{component}{_JOINT}{name}": np.ascontiguousarray(array)
         for component, values in sorted(tensors.items())
-        for name, array in sorted(values.items())
+        for name, array in sorted(values.items() or [("", _NOTHING)])
     }
 
 
@@ -280,5 +284,7 @@ def _split(flat: Mapping[str, np.ndarray]) -> Tensors:
         component, joint, name = joined.partition(_JOINT)
         if not joint:
             raise ValueError(f"unexpected tensor {joined!r}")
-        tensors.setdefault(component, {})[name] = array
+        group = tensors.setdefault(component, {})
+        if name:
+            group[name] = array
     return tensors

@@ -51,8 +51,8 @@ def digest_of(data: bytes | bytearray | memoryview) -> str:
 def encode_tensors(component: ComponentTensors) -> bytes:
     """The safetensors bytes of a component: one dtype of DTYPES, no metadata, the same bytes for the same values.
 
-    Raises TypeError for anything but exactly a ComponentTensors of numpy arrays, and LocalProtocolError if it holds no
-    tensor, several dtypes, a dtype that does not travel, or a value that is not finite.
+    A component may hold no tensor. Raises TypeError for anything but exactly a ComponentTensors of numpy arrays, and
+    LocalProtocolError if it holds several dtypes, a dtype that does not travel, or a value that is not finite.
     """
     if type(component) is not ComponentTensors:
         raise TypeError(f"only ComponentTensors may be encoded for the wire, not {type(component).__name__}")
@@ -62,8 +62,8 @@ def encode_tensors(component: ComponentTensors) -> bytes:
             raise TypeError(f"{component.name}: tensor {name!r} is a {type(array).__name__}, not a numpy array")
         arrays[name] = np.ascontiguousarray(array).reshape(array.shape)
     dtypes = {array.dtype for array in arrays.values()}
-    if len(dtypes) != 1 or not dtypes <= set(DTYPES.values()):
-        found = ", ".join(sorted(map(str, dtypes))) or "no tensor"
+    if len(dtypes) > 1 or not dtypes <= set(DTYPES.values()):
+        found = ", ".join(sorted(map(str, dtypes)))
         raise LocalProtocolError(f"{component.name}: needs tensors of one dtype of {', '.join(DTYPES)}; has {found}")
     for name, array in arrays.items():
         if not _is_finite(array):

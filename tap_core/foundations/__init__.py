@@ -16,6 +16,7 @@ FOUNDATIONS = Registry("foundation family", "tap_edge.foundations")
 
 FOUNDATIONS.add("flava", "tap_core.foundations.flava:load")
 FOUNDATIONS.add("vilt", "tap_core.foundations.vilt:load")
+FOUNDATIONS.add("dual", "tap_core.foundations.dual:load")
 
 
 def load_foundation(source: str) -> "Foundation":

@@ -1,15 +1,26 @@
 """Where a foundation's files are and what they are worth: found by hub id or directory, checked, digested. No torch.
 
-It knows file names. It does not open weights (`foundation` does): a device says which weights it holds long before it
-has imported anything heavy.
+It knows file names, and that a foundation of two towers names two further directories. It does not open weights: a
+device says which weights it holds long before it has imported anything heavy.
 """
 
 import hashlib
+import json
 from pathlib import Path
 
 from tap_core.errors import UsageError
 
-_SETTINGS = ("config.json", "tokenizer.json", "preprocessor_config.json")
+_SETTINGS = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+DUAL = "dual"
+TOWERS = {"vision": ("config.json",), "text": ("config.json", "tokenizer.json")}
+"""The keys of a dual directory's config.json, and the files that each tower must have beside its weights."""
 
 
 def find_foundation(source: str) -> Path:
@@ -17,33 +28,89 @@ def find_foundation(source: str) -> Path:
 
     Raises UsageError if there is no such directory, if the hub id cannot be had, or if weights or files are missing.
     """
-    directory = Path(source).expanduser()
-    if not directory.is_dir():
-        if directory.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
-            raise UsageError(f"foundation {source!r}: no such directory; give a directory or a hub id (owner/name)")
-        directory = _download(source)
-    if not _weight_files(directory):
-        raise UsageError(f"{directory} holds no weights; put the model's model.safetensors there")
-    for name in ("config.json", "tokenizer.json"):
-        if not (directory / name).is_file():
-            raise UsageError(f"{directory} holds no {name}; put the model's {name} there")
+    directory = _find(source)
+    if is_dual(directory):
+        find_towers(directory)
+    else:
+        _require(directory, ("config.json", "tokenizer.json"))
     return directory
+
+
+def is_dual(directory: Path) -> bool:
+    return _settings(directory).get("model_type") == DUAL
+
+
+def find_towers(directory: Path) -> dict[str, Path]:
+    """The directories of a dual foundation's towers, by the keys of `TOWERS`.
+
+    Its config.json names each by a directory, relative to it, or by a hub id; where it names none, it is the
+    sub-directory of the key's name. Raises UsageError as `find_foundation`.
+    """
+    settings, towers = _settings(directory), {}
+    if unknown := set(settings) - {"model_type", "image_size", *TOWERS}:
+        raise UsageError(f"{directory}/config.json: unknown key {min(unknown)!r}; known are vision, text and image_size")
+    for tower, needed in TOWERS.items():
+        source = settings.get(tower, tower)
+        if not isinstance(source, str) or not source:
+            raise UsageError(f"{directory}/config.json: {tower} is a directory or a hub id, not {source!r}")
+        beside = directory / Path(source).expanduser()
+        is_path = beside.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1
+        towers[tower] = _find(str(beside) if is_path else source)
+        _require(towers[tower], needed)
+    return towers
 
 
 def foundation_digest(source: str) -> str:
     """sha256 over all that decides what the frozen model sees and says: weights, configuration, words and pixels.
 
-    The files are taken in order of their names; equal files, equal digest.
+    The files are taken in order of their names; equal files, equal digest. Of two towers it is not where they lie.
     """
     directory = find_foundation(source)
     digest = hashlib.sha256()
+    if not is_dual(directory):
+        _digest_files(directory, digest)
+        return digest.hexdigest()
+    settings = {key: value for key, value in sorted(_settings(directory).items()) if key not in TOWERS}
+    digest.update(json.dumps(settings).encode())
+    for tower, found in find_towers(directory).items():
+        digest.update(b"\0" + tower.encode() + b"\0")
+        _digest_files(found, digest)
+    return digest.hexdigest()
+
+
+def _digest_files(directory: Path, digest: "hashlib._Hash") -> None:
     read = [path for name in _SETTINGS if (path := directory / name).is_file()]
     for path in sorted([*read, *_weight_files(directory)], key=lambda path: path.name):
         digest.update(path.name.encode() + b"\0")
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    return digest.hexdigest()
+
+
+def _settings(directory: Path) -> dict[str, object]:
+    """config.json, or nothing if it cannot be read: who loads it says so."""
+    try:
+        values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _find(source: str) -> Path:
+    directory = Path(source).expanduser()
+    if directory.is_dir():
+        return directory
+    if directory.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise UsageError(f"foundation {source!r}: no such directory; give a directory or a hub id (owner/name)")
+    return _download(source)
+
+
+def _require(directory: Path, names: tuple[str, ...]) -> None:
+    if not _weight_files(directory):
+        raise UsageError(f"{directory} holds no weights; put the model's model.safetensors there")
+    for name in names:
+        if not (directory / name).is_file():
+            raise UsageError(f"{directory} holds no {name}; put the model's {name} there")
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -55,7 +122,7 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "vocab.txt"]))
+        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "vocab.txt", "merges.txt"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 from transformers import ViltModel
 
 from tap_core.foundations.base import Encoder, Foundation
@@ -54,10 +55,9 @@ def patch_layer(convolution: nn.Conv2d) -> nn.Linear:
 
     LoRA on it is LoRA on the convolution: A a convolution of the kernel's size, B one of size 1.
     """
-    linear = nn.Linear(1, 1, bias=False)  # takes the place of nothing: both tensors follow
-    linear.weight = nn.Parameter(convolution.weight.flatten(1), requires_grad=False)  # (w, 3 * size * size), a view
-    linear.bias = convolution.bias
-    linear.out_features, linear.in_features = linear.weight.shape
+    weight = convolution.weight.flatten(1)  # (w, 3 * size * size), a view
+    linear = skip_init(nn.Linear, weight.shape[1], weight.shape[0])
+    linear.weight, linear.bias = nn.Parameter(weight, requires_grad=False), convolution.bias
     return linear
 
 
@@ -82,7 +82,7 @@ class ImageEmbedding(nn.Module):
         self.kinds = embeddings.token_type_embeddings
 
     def forward(self, patches: Tensor) -> Tensor:
-        x = torch.cat([self.class_token.expand(len(patches), -1, -1).to(patches.dtype), patches], dim=1)
+        x = torch.cat([self.class_token.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1)
         return x + self.positions + self.kinds.weight[1]  # 1: tokens of an image
 
 

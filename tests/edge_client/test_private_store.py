@@ -15,6 +15,7 @@ from protocol.tensors import ComponentTensors, digest_of, encode_tensors
 TENSORS = {
     "encoder/text": {"layer.0::odd": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros((0,), np.float32)},
     "decoder/topic": {"weight": np.full((2, 2), 0.1, np.float32)},
+    "encoder/image": {},
 }
 
 
@@ -199,4 +200,4 @@ def test_personal_tensors_are_of_a_type_that_nothing_sends():
         dict(personal)
     with pytest.raises(TypeError, match="not to be serialized"):
         pickle.dumps(personal)
-    assert repr(personal) == "<personal tensors of 2 components>"
+    assert repr(personal) == "<personal tensors of 3 components>"

@@ -105,6 +105,14 @@ def test_nothing_but_component_tensors_is_encoded(thing):
         encode_tensors(thing)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_component_without_tensors_travels_too(dtype):
+    """As `encoder/text` of a foundation whose word embeddings are all of it."""
+    data = encode_tensors(ComponentTensors("decoder/x", {}))
+    assert len(data) <= encoded_size_limit({}, dtype)
+    assert decode(data, {}, dtype) == ComponentTensors("decoder/x", {})
+
+
 def test_not_even_a_subclass_is_encoded():
     class Personal(ComponentTensors):
         pass
@@ -121,7 +129,6 @@ def test_values_that_are_not_arrays_are_a_type_error():
 @pytest.mark.parametrize(
     "arrays",
     [
-        {},
         {"x": np.zeros(2)},
         {"x": np.zeros(2, np.int32)},
         {"x": np.zeros(2, ">f4")},
@@ -131,7 +138,7 @@ def test_values_that_are_not_arrays_are_a_type_error():
         {"x": np.array([1, np.inf], np.float16)},
         {"x": np.array([-np.inf, 1]).astype(DTYPES["bfloat16"])},
     ],
-    ids=["none", "float64", "int32", "big-endian", "text", "two dtypes", "nan", "inf", "-inf"],
+    ids=["float64", "int32", "big-endian", "text", "two dtypes", "nan", "inf", "-inf"],
 )
 def test_what_must_not_travel_is_our_own_error(arrays):
     with pytest.raises(LocalProtocolError):

@@ -42,7 +42,7 @@ def test_a_truncated_file_is_refused(copy: Path) -> None:
 def test_another_kind_of_model_is_refused(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
-    with pytest.raises(UsageError, match="model_type 'bert'; one of flava, vilt is needed"):
+    with pytest.raises(UsageError, match="model_type 'bert'; one of flava, vilt, dual is needed"):
         load_foundation(str(copy))
 
 
