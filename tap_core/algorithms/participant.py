@@ -174,12 +174,11 @@ class Participant:
         self.model.load("personal", state.personal or final)
         measured = [task for task in self.tasks if self.data[task.name].test]
 
-        beams = self.config.evaluation.beams
+        settings = self.config.evaluation
 
         def scores(which: Any) -> dict[str, Score]:
             return {
-                t.name: evaluate(self.model, which, t, self.data[t.name].test, accelerator, beams=beams)
-                for t in measured
+                t.name: evaluate(self.model, which, t, self.data[t.name].test, accelerator, settings) for t in measured
             }
 
         chosen = {task.name: _spread(self.data[task.name].test, SAMPLES) for task in measured}
@@ -212,7 +211,7 @@ class Participant:
 
     def _result(self, task: TaskConfig, scores: Mapping[str, Score]) -> TaskResult:
         data, main = self.data[task.name], task_kind(task.kind).metrics[0]
-        answer, constant = floor(self.model.preprocessor, task, data)
+        answer, constant = floor(self.model.preprocessor, task, data, self.config.evaluation)
         every = {"floor": constant, **scores}
         return TaskResult(
             task.kind,

@@ -48,7 +48,9 @@ def find_towers(directory: Path) -> dict[str, Path]:
     """
     settings, towers = _settings(directory), {}
     if unknown := set(settings) - {"model_type", "image_size", *TOWERS}:
-        raise UsageError(f"{directory}/config.json: unknown key {min(unknown)!r}; known are vision, text and image_size")
+        raise UsageError(
+            f"{directory}/config.json: unknown key {min(unknown)!r}; known are vision, text and image_size"
+        )
     for tower, needed in TOWERS.items():
         source = settings.get(tower, tower)
         if not isinstance(source, str) or not source:

@@ -277,6 +277,7 @@ class EvaluationConfig(Settings):
     """How the personal models are measured on the test split."""
 
     beams: int = Field(default=1, ge=1, le=64, description="Beams of text generation; 1 is greedy.")
+    meteor: bool = Field(default=False, description="Whether METEOR stands beside token F1; needs tap-edge[metrics].")
     bert_model: str = Field(
         default="", description="Local directory of the model that BERTScore compares texts with; empty for none."
     )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tap_core.foundations.preprocessor import Preprocessor
-    from tap_core.settings.federation import TaskConfig
+    from tap_core.settings.federation import EvaluationConfig, TaskConfig
     from tap_core.tasks.decoders import HeadSizes
 
 Facts = Mapping[str, float]
@@ -127,6 +127,10 @@ class TaskKind(ABC):
         """Answers to ``test`` that need no model, by name; ``train``: right answers of the train split. The best of
         them is the task's floor (METHOD.md section 11)."""
         return {}
+
+    def more_metrics(self, settings: "EvaluationConfig") -> tuple[Metric, ...]:
+        """Metrics beside `metrics`, which a federation's settings ask for. Raises UsageError if one cannot be had."""
+        return ()
 
     def shown(self, answer: Any, task: "TaskConfig") -> Any:
         """An answer as plain text, or as an image in `wanted`'s form."""

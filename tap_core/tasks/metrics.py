@@ -19,11 +19,13 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Metric:
-    """A name, a direction, and either the value of one example (the metric is their mean) or that of all."""
+    """A name, a direction, and how it is computed: the value of one example (the metric is their mean), those of many
+    at once, or that of all."""
 
     name: str
     higher_is_better: bool
     each: Callable[[Any, Any], float] | None = None
+    each_of: Callable[[Sequence[Any], Sequence[Any]], Sequence[float]] | None = None
     of_all: Callable[[Sequence[Any], Sequence[Any]], float] | None = None
 
     def value(self, answers: Sequence[Any], wanted: Sequence[Any]) -> float:
@@ -37,13 +39,19 @@ class Metric:
     def better(self, one: float, other: float) -> bool:
         return one > other if self.higher_is_better else one < other
 
+    def _values(self, answers: Sequence[Any], wanted: Sequence[Any]) -> Sequence[float]:
+        if self.each_of is not None:
+            return self.each_of(answers, wanted)
+        assert self.each is not None
+        return [self.each(a, w) for a, w in zip(answers, wanted, strict=True)]
+
     def _with_interval(
         self, answers: Sequence[Any], wanted: Sequence[Any], resamples: int
     ) -> tuple[float, tuple[float, float]]:
         count = len(wanted)
         generator = np.random.default_rng(derive_seed("bootstrap", self.name, count))
-        if self.each is not None:
-            values = np.array([self.each(a, w) for a, w in zip(answers, wanted, strict=True)], np.float64)
+        if self.each is not None or self.each_of is not None:
+            values = np.asarray(self._values(answers, wanted), np.float64)
             drawn = [values[generator.integers(0, count, count)].mean() for _ in range(resamples)]
             return float(np.mean(values)), _quantiles(drawn)
         assert self.of_all is not None

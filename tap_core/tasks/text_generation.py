@@ -8,13 +8,13 @@ import numpy as np
 
 from tap_core.examples import Example
 from tap_core.tasks.base import Facts, TaskKind
-from tap_core.tasks.metrics import TOKEN_F1, token_f1, word_bag
+from tap_core.tasks.metrics import TOKEN_F1, Metric, token_f1, word_bag
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tap_core.foundations.preprocessor import Preprocessor
-    from tap_core.settings.federation import TaskConfig
+    from tap_core.settings.federation import EvaluationConfig, TaskConfig
     from tap_core.tasks.decoders import HeadSizes
 
 IGNORED = -100
@@ -72,6 +72,12 @@ class TextGeneration(TaskKind):
         if "text" in task.inputs:
             choices["the input"] = [e.text or "" for e in test]
         return choices
+
+    def more_metrics(self, settings: "EvaluationConfig") -> tuple[Metric, ...]:
+        from tap_core.tasks.text_metrics import bert_score, meteor
+
+        more = [meteor()] if settings.meteor else []
+        return (*more, *([bert_score(settings.bert_model)] if settings.bert_model else []))
 
     def line(self, facts: Mapping[str, Any]) -> str:
         return str(facts["answer"])

@@ -19,13 +19,14 @@ from tap_core.examples import Example, TaskData, targets_of
 from tap_core.foundations.preprocessor import Preprocessor
 from tap_core.model.adapters import ParameterSet
 from tap_core.model.tap_model import TapModel
-from tap_core.settings.federation import TaskConfig
+from tap_core.settings.federation import EvaluationConfig, TaskConfig
 from tap_core.tasks import task_kind
 from tap_core.tasks.batch import TaskBatch
 from tap_core.tasks.decoders import TextDecoder
 from tap_core.tasks.generation import generate
 
 BATCH = 64
+DEFAULT = EvaluationConfig()
 
 
 @dataclass(frozen=True)
@@ -46,22 +47,24 @@ def evaluate(
     task: TaskConfig,
     examples: Sequence[Example],
     accelerator: Accelerator,
-    *,
-    beams: int = 1,
+    settings: EvaluationConfig = DEFAULT,
 ) -> Score:
-    """All metrics of the task over ``examples``, of which there must be one or more; ``beams`` for generated text."""
-    given = answers(model, parameter_set, task, examples, accelerator, beams=beams)
-    return score(task, given, _wanted(model.preprocessor, task, examples))
+    """All metrics of the task over ``examples``, of which there must be one or more."""
+    given = answers(model, parameter_set, task, examples, accelerator, beams=settings.beams)
+    return score(task, given, _wanted(model.preprocessor, task, examples), settings)
 
 
-def score(task: TaskConfig, given: Sequence[Any], wanted: Sequence[Any]) -> Score:
+def score(task: TaskConfig, given: Sequence[Any], wanted: Sequence[Any], settings: EvaluationConfig) -> Score:
     """The metrics of answers against the right ones."""
-    metrics = task_kind(task.kind).metrics
+    kind = task_kind(task.kind)
+    metrics = (*kind.metrics, *kind.more_metrics(settings))
     values = {metric.name: metric.value(given, wanted) for metric in metrics}
     return Score(values, metrics[0].interval(given, wanted))
 
 
-def floor(preprocessor: Preprocessor, task: TaskConfig, data: TaskData) -> tuple[str, Score]:
+def floor(
+    preprocessor: Preprocessor, task: TaskConfig, data: TaskData, settings: EvaluationConfig = DEFAULT
+) -> tuple[str, Score]:
     """The best trivial answer on the test split, and its name (METHOD.md section 11).
 
     The trivial answers come from the train split; that the best of them is taken on the test split can only raise the
@@ -72,7 +75,7 @@ def floor(preprocessor: Preprocessor, task: TaskConfig, data: TaskData) -> tuple
     wanted = _wanted(preprocessor, task, data.test)
     best: tuple[str, Score] | None = None
     for name, given in kind.trivial(task, known, data.test).items():
-        found = score(task, given, wanted)
+        found = score(task, given, wanted, settings)
         if best is None or kind.metrics[0].better(found.main, best[1].main):
             best = (name, found)
     assert best is not None, f"task kind {task.kind} names no trivial answer"

@@ -1,4 +1,4 @@
-"""A miniature foundation of every family, with random weights, in transformers' file format: 32 hidden units at most."""
+"""A miniature foundation of every family, with random weights, in transformers' file format: 32 hidden units."""
 
 import json
 from collections.abc import Callable
@@ -86,7 +86,7 @@ def _save(model: Any, directory: Path) -> None:
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name.lower() and name.endswith("weight") or "lambda1" in name:
+            if ("norm" in name.lower() and name.endswith("weight")) or "lambda1" in name:
                 parameter.uniform_(0.5, 1.5)
             elif parameter.ndim:
                 parameter.normal_(0, 0.15)

@@ -1,6 +1,5 @@
 """Every family of foundations, and every kind of tower, under the same traps (METHOD.md section 8)."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -101,9 +100,7 @@ def test_trap_1_what_is_loaded_is_what_the_model_holds(model: Any, directory: Pa
     ("task", "modality"),
     [("colour", "image"), ("letters", "text"), ("redraw", "image"), ("ask", "image"), ("ask", "text")],
 )
-def test_trap_2_the_output_changes_when_an_input_changes(
-    model: Any, randomise: Make, task: str, modality: str
-) -> None:
+def test_trap_2_the_output_changes_when_an_input_changes(model: Any, randomise: Make, task: str, modality: str) -> None:
     randomise(model, "personal")
     batch = batch_of(model, task)
     before = model(batch, "personal")
@@ -227,9 +224,7 @@ def test_trap_9_the_frozen_weights_are_loaded_once_and_stay_once_in_memory(
     first, second = build(directory, "ask"), build(directory, "ask")
     files = [*directory.rglob("*.safetensors")]
     assert len(loads) == len(files) and len(set(loads)) == len(files)
-    frozen = [
-        {p.data_ptr() for p in m.parameters() if not p.requires_grad and p.numel()} for m in (first, second)
-    ]
+    frozen = [{p.data_ptr() for p in m.parameters() if not p.requires_grad and p.numel()} for m in (first, second)]
     assert frozen[0] and frozen[0] == frozen[1]
 
 
