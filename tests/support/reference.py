@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +98,7 @@ class Device:
     federated_loss: dict[str, float] = field(default_factory=dict)
     personal_loss: dict[str, float] = field(default_factory=dict)
     replaced: dict[str, bool] = field(default_factory=dict)
-    upload: Arrays = field(default_factory=dict)
+    trained: Arrays = field(default_factory=dict)
     phases: dict[str, Phase] = field(default_factory=dict)
 
 
@@ -131,6 +132,15 @@ class Reference:
 
     def owned(self, device: Device) -> list[str]:
         return sorted(set().union(*(self.components(task) for task in device.data)))
+
+    def federated(self, devices: Sequence[Device]) -> set[str]:
+        """The components that enough devices own; any other stays at home."""
+        owners = Counter(c for device in devices for c in self.owned(device))
+        return {c for c, count in owners.items() if count >= self.settings["rounds"]["min_cohort"]}
+
+    def start(self, device: Device, W: Arrays, federated: set[str]) -> Arrays:
+        """What w_i starts from: the global value, or the device's own of a component that stays at home."""
+        return {c: W[c] if c in federated or not device.trained else device.trained[c] for c in self.owned(device)}
 
     # -- the model: section 3 --
 
@@ -173,7 +183,7 @@ class Reference:
         training: bool,
     ) -> Tensor:
         """One path (a, b), ``keys`` saying what a is for each modality: (B, T, d)."""
-        layers, L = self.flava.multimodal_model.encoder.layer, self.settings["model"]["stage_layers"]
+        layers, L = self.flava.multimodal_model.encoder.layer, self.settings["model"]["stage_layers"] or 1
         after: dict[str, Tensor] = {}
         for m, x in streams.items():
             for index in range(L):
@@ -391,10 +401,10 @@ class Reference:
             w = min(20, max(1, self.settings["rounds"]["total"] // 10))
         return table["learning_rate"] * (1 / 3 + 2 / 3 * min(1, t / w) if w else 1)
 
-    def take_part(self, t: int, device: Device, W: Arrays) -> None:
+    def take_part(self, t: int, device: Device, W: Arrays, federated: set[str]) -> None:
         """Steps 1 to 5 on one device."""
         table, seed = self.settings["training"], self.settings["seed"]
-        received = {c: W[c] for c in self.owned(device)}
+        received = self.start(device, W, federated)
         seeds = {name: seed_of(seed, device.name, t, name) for name in ("federated", "personal")}
         fed = self.train(device, received, seeds["federated"], self.rate(t), table["steps"])
         w = arrays(fed.values)
@@ -409,30 +419,30 @@ class Reference:
             if all(votes) if self.settings["tap"]["shared_replacement"] == "all" else any(votes):
                 x[c] = dict(w[c])
         own = self.train(device, x, seeds["personal"], self.rate(t), table["steps"])
-        device.personal, device.upload, device.replaced = arrays(own.values), w, R
+        device.personal, device.trained, device.replaced = arrays(own.values), w, R
         device.federated_loss, device.personal_loss = fed.history, own.history
         device.phases = {"federated": fed, "personal": own}
 
-    def aggregate(self, W: Arrays, devices: Sequence[Device]) -> Arrays:
-        """W_r <- sum_i n_{i,r} w_{i,r} / sum_i n_{i,r} over the devices that reported r."""
+    def aggregate(self, W: Arrays, devices: Sequence[Device], federated: set[str]) -> Arrays:
+        """W_r <- sum_i n_{i,r} w_{i,r} / sum_i n_{i,r} over the devices that reported r, if they are enough."""
         following = dict(W)
-        for r in W:
-            owners = [device for device in devices if r in device.upload]
+        for r in federated:
+            owners = [device for device in devices if r in device.trained]
             if len(owners) < self.settings["rounds"]["min_cohort"]:
                 continue
             n = [sum(len(device.data[o]) for o in device.data if r in self.components(o)) for device in owners]
             following[r] = {
-                name: sum(k * device.upload[r][name] for k, device in zip(n, owners, strict=True)) / sum(n)
+                name: sum(k * device.trained[r][name] for k, device in zip(n, owners, strict=True)) / sum(n)
                 for name in W[r]
             }
         return following
 
     # -- stage 2: section 5 --
 
-    def distil(self, device: Device, W: Arrays) -> None:
+    def distil(self, device: Device, W: Arrays, federated: set[str]) -> None:
         table, seed = self.settings["distillation"], self.settings["seed"]
         seeds = {name: seed_of(seed, device.name, "stage 2", name) for name in ("teacher", "student")}
-        received = {c: W[c] for c in self.owned(device)}
+        received = self.start(device, W, federated)
         teacher = self.train(device, received, seeds["teacher"], table["learning_rate"], table["steps"])
         student = self.train(
             device,
@@ -507,9 +517,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, seen: Tensor) -> Tens
 
 
 def pool(tokens: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
-    """The mean of all tokens that are no padding, (B, d)."""
-    seen = torch.cat(list(masks.values()), dim=1)
-    return torch.stack([row[real].mean(0) for row, real in zip(tokens, seen, strict=True)])
+    """The mean over modalities of the mean of each one's tokens that are no padding, (B, d)."""
+    means, start = [], 0
+    for seen in masks.values():
+        of_modality = tokens[:, start : start + seen.shape[1]]
+        start += seen.shape[1]
+        means.append(torch.stack([row[real].mean(0) for row, real in zip(of_modality, seen, strict=True)]))
+    return torch.stack(means).mean(0)
 
 
 def affine(values: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
