@@ -1,4 +1,4 @@
-"""What a linter does not see: what an import really loads, empty package files, and modules that stay small."""
+"""What a linter does not see: what an import really loads, and modules that stay small."""
 
 import json
 import pkgutil
@@ -13,17 +13,31 @@ PACKAGES = ("protocol", "tap_core", "coordinator", "edge_client", "deploy")
 TRAINING_LIBRARIES = {"torch", "transformers", "peft", "accelerate", "datasets", "onnx", "onnxruntime"}
 MOST_LINES = 450  # a hint that a module may hold two ideas, no law
 TORCH_FREE_CORE = (
-    "tap_core.command_line",
-    "tap_core.foundations.files",
-    "tap_core.components",
-    "tap_core.settings.federation",
-    "tap_core.errors",
-    "tap_core.files",
-    "tap_core.seeds",
-    "tap_core.manifest",
     "tap_core.aggregation",
+    "tap_core.algorithms",
     "tap_core.algorithms.replacement",
+    "tap_core.cohorts",
+    "tap_core.command_line",
+    "tap_core.components",
+    "tap_core.errors",
+    "tap_core.examples",
+    "tap_core.files",
+    "tap_core.foundations",
+    "tap_core.foundations.files",
+    "tap_core.manifest",
+    "tap_core.registry",
+    "tap_core.samplers",
+    "tap_core.samplers.uniform",
+    "tap_core.seeds",
+    "tap_core.settings.federation",
+    "tap_core.settings.toml",
+    "tap_core.tasks.base",
+    "tap_core.training.optimizer",
+    "tap_core.triggers.fixed",
+    "tap_core.triggers.loss",
 )
+FACES = ("coordinator", "edge_client", "protocol", "tap_core", "tap_core.settings", "tap_core.tasks", "tap_core.export")
+"""What others import by its short name: it may load no training library (`tap_core.export` is empty)."""
 
 
 def modules_of(package):
@@ -60,10 +74,22 @@ def test_inference_loads_no_training_library():
     assert not loaded & (TRAINING_LIBRARIES - {"onnxruntime"})
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_package_files_are_empty(package):
-    full = [path.relative_to(ROOT) for path in (ROOT / package).rglob("__init__.py") if path.read_text().strip()]
-    assert full == []
+@pytest.mark.parametrize("face", FACES)
+def test_a_face_loads_no_training_library(face):
+    assert not loaded_after_importing(face) & (TRAINING_LIBRARIES | {"websockets", "fastapi"})
+
+
+def test_every_task_kind_is_known_without_torch():
+    kinds = [f"tap_core.tasks.{path.stem}" for path in (ROOT / "tap_core" / "tasks").glob("*.py")]
+    with_torch = {
+        "tap_core.tasks.batch",
+        "tap_core.tasks.decoders",
+        "tap_core.tasks.generation",
+        "tap_core.tasks.losses",
+    }
+    free = sorted(set(kinds) - with_torch - {"tap_core.tasks.__init__"})
+    assert "tap_core.tasks.regression" in free
+    assert not loaded_after_importing(*free) & TRAINING_LIBRARIES
 
 
 @pytest.mark.parametrize("package", PACKAGES)
