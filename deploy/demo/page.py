@@ -19,7 +19,15 @@ from deploy.demo.report import (
     TaskScores,
     write_whole,
 )
-from deploy.demo.wording import count_word, format_bytes, format_duration, format_score, metric_name, words
+from deploy.demo.wording import (
+    count_word,
+    format_bytes,
+    format_duration,
+    format_interval,
+    format_score,
+    metric_name,
+    words,
+)
 from tap_core.tasks import task_kind
 
 PAGE_NAME = "report.html"
@@ -105,8 +113,9 @@ def _results(report: Report) -> str:
 def _result_row(task: str, scores: TaskScores) -> str:
     values = {column: getattr(scores, column) for column in COLUMNS}
     cells = "".join(
-        f'<td class="n{" best" if value == scores.best else ""}">{format_score(scores.metric, value)}</td>'
-        for value in values.values()
+        f'<td class="n{" best" if value == scores.best else ""}">{format_score(scores.metric, value)}'
+        f"{_small(format_interval(scores.metric, scores.intervals.get(column)))}</td>"
+        for column, value in values.items()
     )
     scale = better_scale(**values, higher_is_better=scores.higher_is_better)
     arrow = "↑" if scores.higher_is_better else "↓"
@@ -115,6 +124,10 @@ def _result_row(task: str, scores: TaskScores) -> str:
         f"<tr><td>{escape(words(task))}<br><small>{what}</small></td>"
         f'<td class="n wide">{scores.n_test}</td>{cells}<td>{scale}</td></tr>'
     )
+
+
+def _small(text: str) -> str:
+    return f'<br><small class="wide">{text}</small>' if text else ""
 
 
 def _result_note(report: Report) -> str:

@@ -21,7 +21,7 @@ from deploy.demo.page import write_page
 from deploy.demo.processes import Child, ChildFailed, Children, termination_interrupts
 from deploy.demo.report import Machine, Report, TaskScores, build_report, read_device, write_report
 from deploy.demo.shards import DATA, DeviceTask, toml_of, write_shards
-from deploy.demo.wording import format_bytes, format_duration, format_score, short_metric_name, words
+from deploy.demo.wording import format_bytes, format_duration, format_interval, format_score, short_metric_name, words
 from edge_client.config import directory_or_hub_id
 from tap_core.errors import TapError, UsageError
 from tap_core.settings.federation import FederationConfig
@@ -192,11 +192,11 @@ def _print_summary(console: Console, report: Report, machine: Machine, page: Pat
 
 
 def results_table(report: Report) -> Table:
-    """A row per task below its device; the best value in bold. 80 columns wide."""
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    """A row per task below its device; the best value in bold, the bootstrap interval of the last. 80 columns wide."""
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
     for header in ("device and task", "metric"):
         table.add_column(header, no_wrap=True)
-    for header in ("floor", "federated", "stage 1", "personal"):
+    for header in ("floor", "federated", "stage 1", "personal", "(95%)"):
         table.add_column(header, justify="right", no_wrap=True)
     for name, device in report.devices.items():
         table.add_row(f"[bold]{name}[/bold]")
@@ -210,4 +210,5 @@ def _cells(scores: TaskScores) -> list[str]:
     values = (scores.floor, scores.federated, scores.stage1, scores.personal)
     best = scores.best
     shown = ((value, format_score(scores.metric, value)) for value in values)
-    return [f"[bold]{text}[/bold]" if value == best else text for value, text in shown]
+    cells = [f"[bold]{text}[/bold]" if value == best else text for value, text in shown]
+    return [*cells, f"[dim]{format_interval(scores.metric, scores.intervals.get('personal'))}[/dim]"]

@@ -26,6 +26,14 @@ def format_score(metric: str, value: float) -> str:
     return f"{value:.1%}" if metric == "accuracy" else f"{value:.3f}"
 
 
+def format_interval(metric: str, interval: tuple[float, float] | None) -> str:
+    """A bootstrap interval of 95 % in the metric's own form: 78–86 %; empty if there is none."""
+    if interval is None or not all(map(math.isfinite, interval)):
+        return ""
+    low, high = interval
+    return f"{100 * low:.0f}–{100 * high:.0f}%" if metric == "accuracy" else f"{low:.2f}–{high:.2f}"
+
+
 def format_bytes(count: float) -> str:
     """Decimal units, three figures: 1.23 MB."""
     units = ["B", "kB", "MB", "GB", "TB"]

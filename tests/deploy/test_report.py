@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -14,7 +15,7 @@ from PIL import Image
 from deploy.demo.charts import Series, bar, better_scale, line_chart, round_strip
 from deploy.demo.page import render_page, write_page
 from deploy.demo.report import Machine, Report, TaskScores, build_report, read_device, write_report
-from deploy.demo.wording import format_bytes, format_duration, format_score
+from deploy.demo.wording import format_bytes, format_duration, format_interval, format_score
 from tap_core.errors import TapError
 
 ROUNDS = 12
@@ -273,3 +274,9 @@ def test_numbers_for_people():
     assert format_score("accuracy", 0.7125) == "71.2%"
     assert format_score("mse", 0.12345) == "0.123"
     assert format_score("mse", float("nan")) == "–"
+
+
+def test_intervals_as_people_read_them():
+    assert format_interval("accuracy", (0.781, 0.856)) == "78–86%"
+    assert format_interval("mse", (0.081, 0.1049)) == "0.08–0.10"
+    assert format_interval("mse", None) == "" == format_interval("mse", (math.nan, math.nan))

@@ -141,6 +141,9 @@ def test_simulate_without_json_prints_a_table(whole, simulated, monkeypatch):
         for task, values in facts["tasks"].items():
             metric = [values["metric"], "↑" if values["higher_is_better"] else "↓"]
             scores = [f"{values[key]:.3f}" for key in ("floor", "federated", "stage1", "personal")]
+            low, high = values["intervals"]["personal"]
+            assert low <= values["personal"] <= high
+            scores += [f"{low:.3f}", "to", f"{high:.3f}"]
             assert [device, task, *metric, *scores] in [re.findall(r"[^\s│┃]+", line) for line in shown.splitlines()]
 
 
