@@ -75,6 +75,8 @@ POINTS: dict[str, Callable[[], None]] = {
     "coordinator has recorded an update": lambda: updated(1, recorded=True),
     "coordinator has aggregated": lambda: aggregated(1, committed=False),
     "coordinator has committed": lambda: aggregated(2, committed=True),
+    "coordinator has committed round 0": lambda: aggregated(0, committed=True),
+    "coordinator has committed round 1": lambda: aggregated(1, committed=True),
 }
 
 if __name__ == "__main__":

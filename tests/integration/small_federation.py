@@ -167,7 +167,7 @@ def digests_of(result: Any) -> dict[str, str]:
 
 
 def check_equal(site: Site, result: Any) -> None:
-    """Compare a finished site with the oracle: global components, personal tensors, histories and results."""
+    """Compare a finished site with the oracle: global components, what each device keeps, histories and results."""
     with_digests = digests_of(result)
     status = json.loads(site.run("coordinator.cli", "status", site.directory, "--json"))
     assert status["phase"] == "finished", status
@@ -177,11 +177,11 @@ def check_equal(site: Site, result: Any) -> None:
     for device, outcome in result.devices.items():
         stored = PrivateStore(site.state_dir(device), device=device, federation="mini").load()
         assert stored is not None and stored.finished
-        personal = stored.personal.for_training()
-        assert set(personal) == set(outcome.state.personal)
-        for name, group in personal.items():
-            for key, value in group.items():
-                assert np.array_equal(value, outcome.state.personal[name][key]), (device, name, key)
+        for kept, wanted in ((stored.personal, outcome.state.personal), (stored.home, outcome.state.home)):
+            assert kept.components == set(wanted)
+            for name, group in kept.for_training().items():
+                for key, value in group.items():
+                    assert np.array_equal(value, wanted[name][key]), (device, name, key)
         assert dict(stored.personal_loss) == outcome.state.personal_loss
         results = json.loads((site.state_dir(device) / "results.json").read_text())
         for task, scores in results["tasks"].items():

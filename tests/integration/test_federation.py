@@ -46,6 +46,10 @@ class Run:
     def owned(self, device: str) -> set[str]:
         return set(owned_components(self.manifest.config.tasks_named(DEVICES[device])))
 
+    def shared(self, device: str) -> set[str]:
+        """Of those the ones that another device owns too."""
+        return self.owned(device) & set().union(*(self.owned(other) for other in DEVICES if other != device))
+
 
 @pytest.fixture(scope="module")
 def run(make_site: Callable[[], Site]) -> Run:
@@ -67,41 +71,46 @@ def test_the_networked_federation_equals_the_simulation_bit_for_bit(run: Run, or
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_trap_8_a_device_receives_and_sends_exactly_the_components_that_it_owns(run: Run, device: str) -> None:
-    owned, specs = run.owned(device), run.manifest.components
+def test_trap_8_a_device_receives_what_it_owns_and_sends_of_it_what_others_share(run: Run, device: str) -> None:
+    owned, shared, specs = run.owned(device), run.shared(device), run.manifest.components
+    assert shared < owned
     for asked in (m for m in run.received[device] if isinstance(m, (Train, Finish))):
-        assert {ref.name for ref in asked.components} == owned
+        assert {ref.name for ref in asked.components} == owned and set(asked.home) == owned - shared
     updates = [m for m in run.sent[device] if isinstance(m, Update)]
     assert len(updates) == len(_reports(run.site, device))
     for update in updates:
-        assert {ref.name for ref in update.components} == set(update.examples) == owned
+        assert {ref.name for ref in update.components} == set(update.examples) == shared
     named = {
         ref.digest: ref.name
         for m in (*run.sent[device], *run.received[device])
         if isinstance(m, (Train, Finish, Update))
         for ref in m.components
     }
-    for way in (run.sent, run.received):
+    version_0 = {specs[name].digest for name in owned - shared}
+    assert version_0 <= set(blobs(run.received[device])), "what stays at home comes once, as version 0"
+    for way, names in ((run.sent, shared), (run.received, owned)):
         moved = blobs(way[device])
-        assert moved
+        assert moved and (way is run.sent or {d for d in moved if named[d] not in shared} == version_0)
         for digest, data in moved.items():  # each blob is one owned component and decodes to exactly its tensors
             name = named[digest]
-            assert name in owned
+            assert name in names
             decode_tensors(name, data, shapes=specs[name].shapes, dtype="float32")
     tensors = sum(len(data) for way in (run.sent, run.received) for data in blobs(way[device]).values())
     assert len(run.raw[device]) / 2 - tensors < 60_000  # besides them: handshakes, settings, refs, heartbeats
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_no_personal_tensor_and_no_loss_history_is_on_the_wire(run: Run, oracle: Oracle, device: str) -> None:
-    """Of any round, not only of the end: the device had the simulation's, as the two are equal bit for bit."""
+def test_nothing_that_a_device_keeps_to_itself_is_on_the_wire(run: Run, oracle: Oracle, device: str) -> None:
+    """No personal tensor, no value at home and no loss of any round: the device had the simulation's, bit for bit."""
     stored = PrivateStore(run.site.state_dir(device), device=device, federation="mini").load()
     assert stored is not None
     outcomes = [outcomes[device] for outcomes in oracle.rounds if device in outcomes]
     assert outcomes
-    for personal in (stored.personal.for_training(), *(outcome.state.personal for outcome in outcomes)):
+    states = [outcome.state for outcome in outcomes]
+    ends = [stored.personal.for_training(), stored.home.for_training()]
+    for kept in (*ends, *(state.personal for state in states), *(state.home for state in states)):
         looked_at = 0
-        for name, group in personal.items():
+        for name, group in kept.items():
             for key, value in group.items():
                 for values in _pieces(value, run.version_0[name][key]):
                     assert values.tobytes() not in run.raw[device], (name, key)
