@@ -44,6 +44,7 @@ from tap_core.examples import Example
 from tap_core.foundations import load_foundation
 from tap_core.model.tap_model import TapModel, build_model
 from tap_core.settings.federation import FederationConfig
+from tap_core.tasks import task_kind
 from tap_core.training.loop import Phase, train
 from tap_core.training.runtime import Runtime, make_accelerator
 
@@ -182,7 +183,7 @@ def train_phase(ground: Ground, phase: str, steps: int, on_step: Callable[[], No
 class Recorder(TorchDispatchMode):
     """Keeps the frozen products and the attention kernels of what runs under it, with their arguments' shapes."""
 
-    PRODUCTS = ("addmm", "mm", "bmm", "baddbmm", "convolution")
+    PRODUCTS = ("addmm", "addmm_", "mm", "bmm", "baddbmm", "convolution")
     ATTENTION = "_scaled_dot_product"
 
     def __init__(self, frozen: set[int]) -> None:
@@ -215,6 +216,9 @@ class Recorder(TorchDispatchMode):
 
     def again(self, func: Any, args: Any, kwargs: Any) -> Callable[[], object]:
         """The same call on weights themselves and on buffers of the activations' shapes and layouts."""
+        if func.__name__.startswith("addmm_"):  # as a plain product: repeated sums would grow without bound
+            func, args = torch.ops.aten.mm.out, args[1:]
+            kwargs = {"out": torch.empty(args[0].shape[0], args[1].shape[1])}
         fresh = tuple(self.stand_in(a) if isinstance(a, Tensor) else a for a in args)
         named = {key: self.stand_in(a) if isinstance(a, Tensor) else a for key, a in kwargs.items()}
         return lambda: func(*fresh, **named)
@@ -268,7 +272,7 @@ def record_step(ground: Ground) -> Recorder:
         total = torch.zeros(())
         for name, examples in ground.data.items():
             batch = model.preprocessor.batch(model.tasks[name], examples)
-            total = total + losses(model(batch, "federated"), batch).mean()
+            total = total + task_kind(batch.task.kind).loss(model(batch, "federated"), batch.target).mean()
         return total
 
     model.train()

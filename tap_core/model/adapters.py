@@ -20,6 +20,8 @@ from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from tap_core.model.dropout import kept
+from tap_core.model.products import Frozen, LowRank, products
 from tap_core.settings.federation import LoraRank
 
 ParameterSet = Literal["federated", "personal"]
@@ -73,24 +75,33 @@ def initialise_adapter(parameters: dict[str, nn.Parameter], generator: torch.Gen
                 parameters[name].copy_(drawn)  # the same values whatever device the parameter is on
 
 
-def routed(layer: nn.Module, x: Tensor, adapters: Sequence[str]) -> Tensor:
-    """One product with the frozen base for all groups, and each group's own adapter: hard routing. A layer without
-    adapters is called as it is.
+def routed(
+    layers: Sequence[nn.Module], x: Tensor, adapters: Sequence[str], *, mean: bool = False
+) -> tuple[Tensor, ...]:
+    """The product of ``x`` with each of several layers that read it, with each group's own adapter: hard routing.
 
-    ``x``: (groups, batch, tokens, in), ``adapters``: one name per group; returns (groups, batch, tokens, out). peft's
-    own ``adapter_names`` argument goes through a set of strings, whose order, and with it the order in which dropout
-    draws, changes from process to process; equal seeds must give equal bits, so the groups are walked in order here.
+    ``x``: (G, B, S, in); ``adapters``: one name for each of J output groups, of which J / G consecutive ones read the
+    same group of ``x`` (`tap_core.model.products`). Returns for each layer (J, B, S, out), or (G, B, S, out) if the
+    layer carries none of the adapters; with ``mean`` the mean over the groups, (1, B, S, out), and then G = J or 1.
     """
-    if isinstance(layer, MergedLinear):
-        return layer(x, adapters)
+    if not any(isinstance(layer, LoraLayer) for layer in layers):
+        plain = tuple(layer(x, adapters) if isinstance(layer, MergedLinear) else layer(x) for layer in layers)
+        return tuple(y.mean(0, keepdim=True) for y in plain) if mean else plain
+    first = next(layer for layer in layers if isinstance(layer, LoraLayer))
+    dropout = first.lora_dropout[adapters[0]]
+    mask, factor = None, 1.0
+    if isinstance(dropout, nn.Dropout) and dropout.training:
+        mask, factor = kept(x.shape, dropout.p, x.device)  # one for all layers: they read the same values
+    return products(x, [_frozen(layer, adapters) for layer in layers], mask, factor, mean=mean)
+
+
+def _frozen(layer: nn.Module, adapters: Sequence[str]) -> Frozen:
+    """The layer's frozen matrix, and the adapters of these names if it has any."""
     if not isinstance(layer, LoraLayer):
-        return layer(x)
-    updates = [
-        layer.lora_B[name](layer.lora_A[name](layer.lora_dropout[name](group))) * layer.scaling[name]
-        for name, group in zip(adapters, x, strict=True)
-    ]
-    base: Tensor = layer.get_base_layer()(x)
-    return base + torch.stack(updates)
+        return Frozen(layer.weight, layer.bias)
+    base = layer.get_base_layer()
+    updates = [LowRank(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]) for name in adapters]
+    return Frozen(base.weight, base.bias, updates)
 
 
 def merge(root: nn.Module, adapters: Sequence[str], *, route: bool) -> None:
@@ -130,7 +141,8 @@ class MergedLinear(nn.Module):
         return linear
 
     def forward(self, x: Tensor, adapters: Sequence[str]) -> Tensor:
-        """``x``: (groups, batch, tokens, in); returns (groups, batch, tokens, out)."""
-        weight = self.weight[[self.names.index(name) for name in adapters]]  # (groups, out, in)
+        """``x``: (G, B, S, in); returns (J, B, S, out), of which J / G consecutive groups read the same one of x."""
+        weight = self.weight[[self.names.index(name) for name in adapters]]  # (J, out, in)
+        x = x if len(x) == len(adapters) else x.repeat_interleave(len(adapters) // len(x), dim=0)
         y = x @ weight.transpose(1, 2).unsqueeze(1)
         return y if self.bias is None else y + self.bias

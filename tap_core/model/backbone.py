@@ -53,38 +53,51 @@ class Backbone(nn.Module):
     def forward(
         self,
         streams: Mapping[Modality, Tensor],
-        masks: Mapping[Modality, Tensor],
+        masks: Mapping[Modality, Tensor | None],
         kind: TaskKind,
         which: ParameterSet,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         """Tokens through the four paths.
 
-        ``streams``: (B, S, d) by modality; ``masks``: bool (B, S), false where padding. Returns the mean over the
-        paths, (B, T, d), and the mask (B, T), modalities in the order of ``streams``.
+        ``streams``: (B, S, d) by modality; ``masks``: bool (B, S), false where padding, or None where there is none.
+        Returns the mean over the paths, (B, T, d), modalities in the order of ``streams``.
         """
-        stacked = {m: self._mote(x, masks[m], m, kind, which) for m, x in streams.items()}
-        mask = torch.cat([masks[m] for m in streams], dim=1)  # (B, T)
-        x = torch.cat(list(stacked.values()), dim=2)  # (P, B, T, d)
-        lengths = [s.shape[2] for s in stacked.values()]
+        mask = _joined({m: (x, masks[m]) for m, x in streams.items()})
+        parts = [self._mote(x, masks[m], m, kind, which) for m, x in streams.items()]  # each (P, B, S, d)
         attention = [adapter_name(which, mome_attention(path.kind_key(kind))) for path in PATHS]
-        for layer in self.mome:
-            x = attend(layer, x, mask, attention)  # all modalities meet here
+        for index, layer in enumerate(self.mome):
+            last = index == len(self.mome) - 1
+            x = attend(layer, _concatenated(parts), mask, attention)  # (P, B, T, d): all modalities meet here
+            pieces = [x] if len(parts) == 1 else x.split([part.shape[2] for part in parts], dim=2)
             parts = []
-            for modality, part in zip(streams, x.split(lengths, dim=2), strict=True):
+            for modality, piece in zip(streams, pieces, strict=True):
                 experts = [mome_expert(path.kind_key(kind), path.modality_key(modality)) for path in PATHS]
-                parts.append(transform(layer, part, [adapter_name(which, e) for e in experts]))
-            x = torch.cat(parts, dim=2)
-        return x.mean(0), mask
+                parts.append(transform(layer, piece, [adapter_name(which, e) for e in experts], mean=last))
+        return _concatenated(parts)[0]
 
-    def _mote(self, x: Tensor, mask: Tensor, modality: Modality, kind: TaskKind, which: ParameterSet) -> Tensor:
-        """(B, S, d) to (P, B, S, d): one modality's stream on its own."""
+    def _mote(self, x: Tensor, mask: Tensor | None, modality: Modality, kind: TaskKind, which: ParameterSet) -> Tensor:
+        """(B, S, d) to (P, B, S, d): one modality's stream on its own.
+
+        Paths that share a modality key stay one group until the first expert tells them apart, and before the first
+        attention all are one.
+        """
         own, shared = (adapter_name(which, mote_attention(p.modality_key(modality))) for p in (PATHS[0], PATHS[-1]))
-        experts = [mote_expert(path.modality_key(modality), path.kind_key(kind)) for path in PATHS]
-        x = x.expand(2, *x.shape)  # before the first expert, paths with the same a are equal: two groups, not four
+        experts = [adapter_name(which, mote_expert(p.modality_key(modality), p.kind_key(kind))) for p in PATHS]
+        x = x[None]
         for index, layer in enumerate(self.mote):
-            if index == 0:
-                x = attend(layer, x, mask, [own, shared]).repeat_interleave(2, dim=0)  # (P, B, S, d)
-            else:
-                x = attend(layer, x, mask, [own, own, shared, shared])
-            x = transform(layer, x, [adapter_name(which, e) for e in experts])
+            x = attend(layer, x, mask, [own, shared] if index == 0 else [own, own, shared, shared])
+            x = transform(layer, x, experts)
         return x
+
+
+def _concatenated(parts: Sequence[Tensor]) -> Tensor:
+    """The modalities' tokens after one another, (P, B, T, d)."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=2)
+
+
+def _joined(streams: Mapping[Modality, tuple[Tensor, Tensor | None]]) -> Tensor | None:
+    """The mask of all modalities' tokens, bool (B, T), or None if none has padding."""
+    if all(mask is None for _, mask in streams.values()):
+        return None
+    whole = [x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask for x, mask in streams.values()]
+    return torch.cat(whole, dim=1)

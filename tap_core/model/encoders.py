@@ -48,11 +48,9 @@ class AdaptedEncoder(nn.Module):
     def forward(self, inputs: Tensor, mask: Tensor | None, parameter_set: ParameterSet) -> Tensor:
         """``inputs``: pixels (B, 3, side, side) or token ids (B, S), with the texts' bool mask (B, S); (B, S, d)."""
         names = [adapter_name(parameter_set, encoder(self.modality))]
-        patches = routed(self.encoder.patch, self.encoder.cut(inputs)[None], names)[0]
-        x = self.encoder.embed(patches)[None]  # one group: every example of a modality takes the same way
-        if mask is None:
-            mask = x.new_ones(x.shape[1:3], dtype=bool)
+        (patches,) = routed((self.encoder.patch,), self.encoder.cut(inputs)[None], names)
+        x = self.encoder.embed(patches[0])[None]  # one group: every example of a modality takes the same way
         for block in self.encoder.blocks:
             x = transform(block, attend(block, x, mask, names, self.encoder.causal), names)
-        x = routed(self.encoder.project, self.encoder.norm(x), names)[0]
-        return self.projections[parameter_set](x) if parameter_set in self.projections else x
+        (projected,) = routed((self.encoder.project,), self.encoder.norm(x), names)
+        return self.projections[parameter_set](projected[0]) if parameter_set in self.projections else projected[0]

@@ -118,16 +118,16 @@ class TapModel(nn.Module):
     def encode(self, batch: TaskBatch, which: ParameterSet) -> Tokens:
         """The backbone's tokens for a batch of one task."""
         streams: dict[Modality, Tensor] = {}
-        masks: dict[Modality, Tensor] = {}
+        masks: dict[Modality, Tensor | None] = {}
         for modality in batch.task.inputs:
-            if modality == "image":
-                streams[modality] = self.encoders[modality](batch.image, None, which)
-                masks[modality] = torch.ones(streams[modality].shape[:2], dtype=torch.bool, device=batch.image.device)
-            else:
-                masks[modality] = batch.attention_mask.bool()
-                streams[modality] = self.encoders[modality](batch.input_ids, masks[modality], which)
-        values, mask = self.backbone(streams, masks, batch.task.kind, which)
-        return Tokens(values, mask, tuple(stream.shape[1] for stream in streams.values()))
+            inputs = batch.image if modality == "image" else batch.input_ids
+            masks[modality] = None if modality == "image" else batch.attention_mask.bool()
+            streams[modality] = self.encoders[modality](inputs, masks[modality], which)
+        values = self.backbone(streams, masks, batch.task.kind, which)
+        whole = [
+            x.new_ones(x.shape[:2], dtype=torch.bool) if masks[m] is None else masks[m] for m, x in streams.items()
+        ]
+        return Tokens(values, torch.cat(whole, dim=1), tuple(x.shape[1] for x in streams.values()))
 
     def decode(self, task: TaskConfig, tokens: Tokens, target: Tensor, which: ParameterSet) -> Tensor:
         """The decoder's output (batch, ...); for text the logits (batch, words, V).
