@@ -98,6 +98,9 @@ def test_the_wheel_carries_code_only(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert {"tap_core/components.py", "deploy/demo/report_page.html", "coordinator/migrations/env.py"} <= set(names)
     assert [n for n in names if n.endswith((".parquet", ".safetensors"))] == []
+    assert [
+        p for p in ("protocol", "tap_core", "coordinator", "edge_client", "deploy") if f"{p}/py.typed" not in names
+    ] == []
 
 
 def test_the_demo_without_its_data_says_where_they_are(tmp_path, monkeypatch):
