@@ -32,11 +32,8 @@ if atheris is not None:
         import protocol.session  # noqa: F401  the first import is the one that counts
 
 from protocol.codec import decode, encode
+from protocol.codes import CloseCode
 from protocol.errors import (
-    INVALID_DATA,
-    PROTOCOL_VIOLATION,
-    TOO_BIG,
-    UNSUPPORTED_DATA,
     LocalProtocolError,
     RemoteProtocolError,
 )
@@ -62,7 +59,7 @@ MOST_MEMORY = 600
 """Megabytes of the fuzzer's process, of which it takes 100 to 200 by itself."""
 
 LONGEST_INPUT = 16_384
-CLOSE_CODES = {PROTOCOL_VIOLATION, UNSUPPORTED_DATA, INVALID_DATA, TOO_BIG}
+CLOSE_CODES = {CloseCode.PROTOCOL_VIOLATION, CloseCode.TEXT, CloseCode.INVALID_DATA, CloseCode.TOO_BIG}
 ROLES: tuple[Role, ...] = get_args(Role)
 
 BLOBS = tuple(bytes([place]) * (1 + 37 * place) for place in range(6))

@@ -10,6 +10,7 @@ from coordinator.forms import Form
 from coordinator.norms import Bound, Norms
 from coordinator.registry import Enrolment
 from coordinator.store import Contribution
+from protocol.codes import RefusalCode, RejectionCode
 from protocol.errors import RemoteProtocolError
 from protocol.messages import Hello, Update
 from tap_core.components import examples_per_component, owned_components
@@ -20,9 +21,9 @@ from tap_core.settings.federation import TaskConfig
 class Unacceptable(Exception):
     """What a device said is refused: a code for programs, and why and how to mend it, one line each, for people."""
 
-    def __init__(self, code: str, why: str, fix: str = ""):
+    def __init__(self, code: RefusalCode | RejectionCode, why: str, fix: str = ""):
         super().__init__(f"{code}: {why}")
-        self.code, self.why, self.fix = code, why, fix
+        self.code, self.why, self.fix = code.value, why, fix
 
 
 @dataclass(frozen=True)
@@ -40,25 +41,25 @@ def check_hello(hello: Hello, device: str, manifest: FederationManifest, enrolme
     config = manifest.config
     if hello.device != device:
         raise Unacceptable(
-            "wrong_device",
+            RefusalCode.WRONG_DEVICE,
             f"the token belongs to device {device!r}, not to {hello.device!r}",
             "set device_id to the name that the token was enrolled for",
         )
     if hello.federation != config.name:
         raise Unacceptable(
-            "wrong_federation",
+            RefusalCode.WRONG_FEDERATION,
             f"this coordinator serves federation {config.name!r}, not {hello.federation!r}",
             "correct 'federation' or 'coordinator' in client.toml",
         )
     if hello.schema_version != manifest.schema_version:
         raise Unacceptable(
-            "schema",
+            RefusalCode.SCHEMA,
             f"the federation has schema {manifest.schema_version} and the device speaks {hello.schema_version}",
             "install the version of tap-edge that the coordinator runs",
         )
     if hello.foundation != manifest.foundation_digest:
         raise Unacceptable(
-            "foundation",
+            RefusalCode.FOUNDATION,
             f"the device holds foundation {hello.foundation[:12]}, the federation {manifest.foundation_digest[:12]}",
             f"point 'foundation' in client.toml at the weights of {config.foundation}",
         )
@@ -73,19 +74,19 @@ def _allowed_tasks(hello: Hello, known: Mapping[str, TaskConfig], enrolment: Enr
     for name, count in sorted(hello.tasks.items()):
         if name not in known:
             raise Unacceptable(
-                "unknown_task",
+                RefusalCode.UNKNOWN_TASK,
                 f"the federation has no task {name!r}; its tasks are {', '.join(sorted(known))}",
                 "name one of the federation's tasks in client.toml",
             )
         if name not in allowed:
             raise Unacceptable(
-                "task_not_allowed",
+                RefusalCode.TASK_NOT_ALLOWED,
                 f"device {hello.device!r} may not take part in task {name!r}; it may in {', '.join(sorted(allowed))}",
                 f"leave {name!r} out of client.toml, or ask the operator for a new token: {renew} --task {name} ...",
             )
         if count > enrolment.max_examples:
             raise Unacceptable(
-                "examples",
+                RejectionCode.EXAMPLES,
                 f"task {name!r} has {count} training examples, more than the {enrolment.max_examples} that device "
                 f"{hello.device!r} may claim",
                 f"train on fewer, or ask the operator for a new token: {renew} --max-examples {count}",
@@ -105,19 +106,27 @@ def check_update(
     if sorted(named) != sorted(asked):
         odd = sorted(set(named) ^ set(asked)) or [name for name in named if named.count(name) > 1]
         raise Unacceptable(
-            "components", f"the update must hold exactly the components that were asked for; see {odd[0]!r}"
+            RejectionCode.COMPONENTS, f"the update must hold exactly the components that were asked for; see {odd[0]!r}"
         )
     if set(update.examples) != set(asked):
-        raise Unacceptable("examples", "the update must give the number of examples of exactly its components")
+        raise Unacceptable(
+            RejectionCode.EXAMPLES, "the update must give the number of examples of exactly its components"
+        )
     contributions = {}
     for ref in update.components:
         count, most = update.examples[ref.name], membership.examples[ref.name]
         if not 0 < count <= most:
-            raise Unacceptable("examples", f"{ref.name!r}: {count} examples, of at most {most} that were announced")
+            raise Unacceptable(
+                RejectionCode.EXAMPLES, f"{ref.name!r}: {count} examples, of at most {most} that were announced"
+            )
         if not 0 < ref.size <= forms[ref.name].limit:
-            raise Unacceptable("size", f"{ref.name!r}: {ref.size} bytes, of at most {forms[ref.name].limit}")
+            raise Unacceptable(
+                RejectionCode.SIZE, f"{ref.name!r}: {ref.size} bytes, of at most {forms[ref.name].limit}"
+            )
         if ref.version != update.round:
-            raise Unacceptable("version", f"{ref.name!r}: version {ref.version} in an update of round {update.round}")
+            raise Unacceptable(
+                RejectionCode.VERSION, f"{ref.name!r}: version {ref.version} in an update of round {update.round}"
+            )
         contributions[ref.name] = Contribution(ref.digest, ref.size, count)
     return contributions
 
@@ -130,7 +139,9 @@ def check_change(form: Form, data: bytes, sent: bytes, bound: Bound, round_numbe
     if norm > limit:
         limit = bound.limit(round_number, form.values, form.distance(sent), recent)
     if not norm <= limit:
-        raise Unacceptable("norm", f"{form.name!r}: the update's norm is {norm:.4g}, of at most {limit:.4g}")
+        raise Unacceptable(
+            RejectionCode.NORM, f"{form.name!r}: the update's norm is {norm:.4g}, of at most {limit:.4g}"
+        )
     return norm
 
 
@@ -139,4 +150,4 @@ def check_component(form: Form, data: bytes) -> None:
     try:
         form.check(data)
     except RemoteProtocolError as error:
-        raise Unacceptable("tensors", f"{form.name!r}: {error}") from None
+        raise Unacceptable(RejectionCode.TENSORS, f"{form.name!r}: {error}") from None

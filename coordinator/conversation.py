@@ -22,6 +22,7 @@ from coordinator.link import Gone, Link, Peer
 from coordinator.store import Version
 from coordinator.transfers import Budget, Holding, left_behind, put_away, take_up
 from coordinator.uploads import Upload
+from protocol.codes import ByeCode, CloseCode, RefusalCode, RejectionCode
 from protocol.errors import RemoteProtocolError
 from protocol.messages import (
     Accepted,
@@ -114,7 +115,7 @@ class Conversation:
             await self._talk()
         except Exception as error:  # the boundary: whatever goes wrong for one device ends its connection, no more
             self._log.error("connection dropped", error=f"{type(error).__name__}: {error}")
-            await self._hang_up(1011, TROUBLE)
+            await self._hang_up(CloseCode.TROUBLE, TROUBLE)
         finally:
             await self._leave()
 
@@ -128,10 +129,10 @@ class Conversation:
             await self._hang_up(error.close_code, str(error)[:100])
         except Stalled:
             self._log.warning("an upload stands still", seconds=STALL_SECONDS)
-            await self._hang_up(1008, f"an upload made no progress in {STALL_SECONDS:g} s; connect again")
+            await self._hang_up(CloseCode.POLICY, f"an upload made no progress in {STALL_SECONDS:g} s; connect again")
         except TooOften as error:
             self._log.warning("too often", what=str(error))
-            await self._hang_up(1008, f"too many {error}")
+            await self._hang_up(CloseCode.POLICY, f"too many {error}")
         except Gone:
             pass
 
@@ -141,13 +142,13 @@ class Conversation:
         except Exception:  # whatever keeps it from being closed in good order
             self.peer.abort()
 
-    async def end(self, code: str, close_code: int) -> None:
+    async def end(self, code: ByeCode, close_code: CloseCode) -> None:
         """Say bye, if that is possible, and close. The session hears nothing more, whatever still arrives."""
         self._over = True
-        code = "done" if self._completed else code  # the service may be stopping because everybody is done
+        code = ByeCode.DONE if self._completed else code  # the service may be stopping because everybody is done
         try:
-            await asyncio.wait_for(self._send(Bye(code=code)), BYE_SECONDS)
-            await self.peer.close(close_code, code)
+            await asyncio.wait_for(self._send(Bye(code=code.value)), BYE_SECONDS)
+            await self.peer.close(close_code, code.value)
         except (asyncio.TimeoutError, Gone):
             self.peer.abort()
 
@@ -190,21 +191,23 @@ class Conversation:
         try:
             data = await asyncio.wait_for(self.peer.receive(), HELLO_SECONDS)
         except asyncio.TimeoutError:
-            await self._hang_up(1008, f"no hello within {HELLO_SECONDS:g} s")
+            await self._hang_up(CloseCode.POLICY, f"no hello within {HELLO_SECONDS:g} s")
             return False
         hello = await self._take(data)
         if not isinstance(hello, Hello):
             raise RemoteProtocolError("the first message must be a hello")
         try:
             if not await self.federation.tokens.is_valid(self.link.device, self.token):  # the handshake may be long ago
-                raise Unacceptable("revoked", "the token was revoked or replaced", "ask the operator for a new one")
+                raise Unacceptable(
+                    RefusalCode.REVOKED, "the token was revoked or replaced", "ask the operator for a new one"
+                )
             enrolment = self.federation.enrolment(self.link.device)
             self._membership = check_hello(hello, self.link.device, self.federation.manifest, enrolment)
         except Unacceptable as error:
             self.federation.metrics.refused.labels(error.code).inc()
             self._log.warning("refused", code=error.code, why=error.why)
             await self._send(Refuse(code=error.code, why=error.why[:1024], fix=error.fix[:1024]))
-            await self.peer.close(1008, error.code)
+            await self.peer.close(CloseCode.POLICY, error.code)
             return False
         if is_member := bool(self.membership.tasks):  # else its other connection, which may be training, goes on
             self._replace_older()
@@ -212,7 +215,7 @@ class Conversation:
         self.peer.welcome()
         await self._send(Welcome(session=secrets.token_hex(8), settings=settings, owned=self.membership.owned))
         if not is_member:
-            await self.peer.close(1000, "no member")
+            await self.peer.close(CloseCode.NORMAL, "no member")
             return False
         self._log.info("connected", address=self.peer.address, tasks=self.membership.tasks)
         self.wake.set()
@@ -226,7 +229,7 @@ class Conversation:
             return
         self._log.warning("a newer connection of the device replaces the older")
         older._over = True
-        self._background(older.end("replaced", 1008))
+        self._background(older.end(ByeCode.REPLACED, CloseCode.POLICY))
 
     # what the device hears
 
@@ -324,7 +327,7 @@ class Conversation:
                 case Done():
                     await self.federation.complete(self.link.device)
                     self._completed = True
-                    await self.end("done", 1000)
+                    await self.end(ByeCode.DONE, CloseCode.NORMAL)
                     return
 
     async def _begin_upload(self, update: Update) -> None:
@@ -332,7 +335,9 @@ class Conversation:
             await self._answer(Accepted(round=update.round))
         elif not self.federation.awaits(self.link.device, update.round):
             await self.federation.progress(self.link.device)
-            await self._reject(update.round, Unacceptable("late", "the round is over or goes on without it"))
+            await self._reject(
+                update.round, Unacceptable(RejectionCode.LATE, "the round is over or goes on without it")
+            )
         else:
             try:
                 self._upload = Upload(
@@ -393,10 +398,12 @@ class Conversation:
         if await self.federation.accept(self.link.device, number, upload.contributions):
             await self._answer(Accepted(round=number))
         else:
-            await self._reject(number, Unacceptable("late", f"round {number} closed while the update was on its way"))
+            await self._reject(
+                number, Unacceptable(RejectionCode.LATE, f"round {number} closed while the update was on its way")
+            )
 
     async def _reject(self, number: int, error: Unacceptable) -> None:
-        if error.code == "late":
+        if error.code == RejectionCode.LATE:
             self._log.warning("update rejected", round=number, code=error.code, why=error.why)
         else:
             await self.federation.reject(self.link.device, number, error.code, error.why)

@@ -28,6 +28,7 @@ from coordinator.limits import Bucket
 from coordinator.link import Gone, Link
 from coordinator.standing import device_facts
 from coordinator.transfers import Budget
+from protocol.codes import ByeCode, CloseCode
 from protocol.messages import MAX_MESSAGE, SUBPROTOCOL
 
 MOST_CONNECTIONS = 1024
@@ -170,7 +171,11 @@ class DevicePlane:
 
     async def stop(self) -> None:
         """Say bye to every device and close."""
-        ends = [link.conversation.end("shutdown", 1001) for link in self.links.values() if link.conversation]
+        ends = [
+            link.conversation.end(ByeCode.SHUTDOWN, CloseCode.GOING_AWAY)
+            for link in self.links.values()
+            if link.conversation
+        ]
         await asyncio.gather(*ends, *self._background, return_exceptions=True)
         for server in self._servers:
             server.close()
@@ -221,7 +226,7 @@ class DevicePlane:
             await self._talk(peer, connection.tap_admitted)  # type: ignore[attr-defined]
         except Exception as error:  # the outermost boundary of a connection: the others go on
             log.error("connection dropped", address=peer.address, error=f"{type(error).__name__}: {error}")
-            await peer.close(1011, TROUBLE)
+            await peer.close(CloseCode.TROUBLE, TROUBLE)
 
     async def _talk(self, peer: WebSocketPeer, admitted: Admitted) -> None:
         link = self.links.setdefault(admitted.device, Link(admitted.device))
@@ -257,4 +262,4 @@ class DevicePlane:
     def _expel(self, device: str, valid: str | None) -> None:
         link = self.links.get(device)
         if link is not None and link.conversation is not None and link.conversation.token != valid:
-            self._run(link.conversation.end("revoked", 1008))
+            self._run(link.conversation.end(ByeCode.REVOKED, CloseCode.POLICY))

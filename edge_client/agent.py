@@ -26,6 +26,7 @@ from edge_client.private_store import PendingUpdate, StateError
 from edge_client.tls import tls_context
 from edge_client.token_file import explained, is_replaced, read_token
 from edge_client.worker import Build, Given, Worker
+from protocol.codes import ByeCode, DeclineCode, RejectionCode
 from protocol.messages import (
     Accepted,
     Bye,
@@ -234,10 +235,10 @@ class Agent:
                 self._asked = None
                 self._worker.show(phase="idle")
                 self._say(f"round {event.round + 1}: the update was not counted ({event.code}: {event.why}); going on")
-                if event.code != "late":  # the coordinator asks this device no more until it connects again
+                if event.code != RejectionCode.LATE:  # the coordinator asks this device no more until it connects again
                     raise Disconnected("an update was rejected", reached=True)
             case Bye():
-                if self._done_said and event.code == "done":
+                if self._done_said and event.code == ByeCode.DONE:
                     return True
                 raise sent_away(event, self._config)
         return False
@@ -275,7 +276,7 @@ class Agent:
         if isinstance(asked, Train) and failed and (failed.round, failed.given) == (asked.round, given):
             self._asked = None
             worker.show(phase="idle")
-            await connection.send(Decline(round=asked.round, code="diverged", why=failed.why[:1024]))
+            await connection.send(Decline(round=asked.round, code=DeclineCode.DIVERGED.value, why=failed.why[:1024]))
             return
         if worker.does("round" if isinstance(asked, Train) else "finish", given):
             return

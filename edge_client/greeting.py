@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from edge_client.config import ClientConfig
 from edge_client.connection import Connection, TokenRefused
 from edge_client.outages import Disconnected
+from protocol.codes import ByeCode, RefusalCode
 from protocol.messages import Bye, Hello, Refuse, Welcome
 from tap_core.errors import TapError, UsageError
 from tap_core.manifest import SCHEMA_VERSION
@@ -42,7 +43,7 @@ async def greet(
                     federation.tasks_named(config.tasks)
                     return federation
                 case Refuse():
-                    kind = TokenRefused if event.code == "revoked" else UsageError
+                    kind = TokenRefused if event.code == RefusalCode.REVOKED else UsageError
                     raise kind(f"the coordinator refuses this device: {event.why}; {event.fix}")
                 case Bye():
                     raise sent_away(event, config)
@@ -50,12 +51,12 @@ async def greet(
 
 def sent_away(bye: Bye, config: ClientConfig) -> Exception:
     """What a bye means: most say that the service stops, so that this device waits for it."""
-    if bye.code == "replaced":
+    if bye.code == ByeCode.REPLACED:
         return TapError(
             f"another process has joined as {config.device_id!r}; stop one of the two, or give this one a "
             "device_id and a token of its own"
         )
-    if bye.code == "revoked":
+    if bye.code == ByeCode.REVOKED:
         return TokenRefused(
             f"the token of {config.device_id!r} is void: revoked, expired or replaced; ask the operator for a new "
             f"one and put it into {config.token_file}"

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 import msgpack
 from pydantic import TypeAdapter, ValidationError
 
-from protocol.errors import INVALID_DATA, TOO_BIG, UNSUPPORTED_DATA, LocalProtocolError, RemoteProtocolError
+from protocol.codes import CloseCode
+from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.messages import CHUNK, MAX_COMPONENTS, MAX_MESSAGE, MAX_SETTINGS, MESSAGE_CLASSES, Chunk, Message
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -52,20 +53,20 @@ def encode_chunk(digest: str, offset: int, data: Buffer) -> bytes:
 def decode(data: Buffer) -> Message:
     """The message in `data`. Raises RemoteProtocolError, and nothing else, if there is none."""
     if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise RemoteProtocolError("a text message; every message of this protocol is binary", UNSUPPORTED_DATA)
+        raise RemoteProtocolError("a text message; every message of this protocol is binary", CloseCode.TEXT)
     if len(data) > MAX_MESSAGE:
-        raise RemoteProtocolError(f"a message of {len(data)} bytes; the limit is {MAX_MESSAGE}", TOO_BIG)
+        raise RemoteProtocolError(f"a message of {len(data)} bytes; the limit is {MAX_MESSAGE}", CloseCode.TOO_BIG)
     try:
         values = _unpack(data)
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         # msgpack documents no complete list, and its C and Python implementations differ
         raise RemoteProtocolError(
-            f"not a msgpack message: {str(error) or type(error).__name__}", INVALID_DATA
+            f"not a msgpack message: {str(error) or type(error).__name__}", CloseCode.INVALID_DATA
         ) from None
     try:
         return _ADAPTER.validate_python(values)
     except ValidationError as error:
-        raise RemoteProtocolError(_explain(error), INVALID_DATA) from None
+        raise RemoteProtocolError(_explain(error), CloseCode.INVALID_DATA) from None
 
 
 def _unpack(data: Buffer) -> Any:

@@ -7,21 +7,11 @@ ProtocolError
     └── NotFinite         tensors of the right form hold a value that is no finite number
 ```
 
-These are the only errors of the package that its callers must expect. It knows no sockets: the close codes are numbers
-of RFC 6455, section 7.4.1, which the caller hands to its WebSocket library.
+These are the only errors of the package that its callers must expect. It knows no sockets: the close codes (`codes`)
+are numbers which the caller hands to its WebSocket library.
 """
 
-PROTOCOL_VIOLATION = 1002
-"""A well-formed message that this state, or what was agreed before, does not allow."""
-
-UNSUPPORTED_DATA = 1003
-"""A text message; all of ours are binary."""
-
-INVALID_DATA = 1007
-"""Bytes that are no message, or tensors that are not the announced ones."""
-
-TOO_BIG = 1009
-"""More bytes than a message or a transfer may have."""
+from protocol.codes import CloseCode
 
 
 class ProtocolError(Exception):
@@ -39,9 +29,9 @@ class RemoteProtocolError(ProtocolError):
     most, whatever the peer sent, and so is safe for a log or a terminal.
     """
 
-    def __init__(self, why: str, close_code: int = PROTOCOL_VIOLATION) -> None:
+    def __init__(self, why: str, close_code: int = CloseCode.PROTOCOL_VIOLATION) -> None:
         super().__init__(one_line(why)[:300])
-        self.close_code = close_code
+        self.close_code = int(close_code)
 
 
 class NotFinite(RemoteProtocolError):

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from protocol.errors import INVALID_DATA, TOO_BIG, LocalProtocolError, NotFinite, RemoteProtocolError
+from protocol.codes import CloseCode
+from protocol.errors import LocalProtocolError, NotFinite, RemoteProtocolError
 
 DTYPES: dict[str, "np.dtype[Any]"] = {
     "float32": np.dtype(np.float32),
@@ -102,7 +103,7 @@ def decode_tensors(
         end_of_last += count * item.itemsize
         array = np.frombuffer(data, item, count, _LENGTH_BYTES + header_size + starts[tensor])
         if not _is_finite(array):
-            raise NotFinite(f"{name}: tensor {tensor!r} has a value that is not finite", INVALID_DATA)
+            raise NotFinite(f"{name}: tensor {tensor!r} has a value that is not finite", CloseCode.INVALID_DATA)
         tensors[tensor] = array.reshape(shapes[tensor])
     return ComponentTensors(name, {tensor: tensors[tensor] for tensor in sorted(tensors)})
 
@@ -112,12 +113,12 @@ def _checked_header_size(name: str, data: memoryview, shapes: Mapping[str, tuple
         raise _invalid(name, f"{len(data)} bytes are no safetensors file")
     size = int.from_bytes(data[:_LENGTH_BYTES], "little")
     if size > _header_limit(shapes, dtype):
-        raise RemoteProtocolError(f"{name}: a header of {size} bytes is too long for its tensors", TOO_BIG)
+        raise RemoteProtocolError(f"{name}: a header of {size} bytes is too long for its tensors", CloseCode.TOO_BIG)
     if size % _ALIGNMENT:
         raise _invalid(name, f"a header of {size} bytes leaves the tensors unaligned")
     expected = _LENGTH_BYTES + size + _data_size(shapes, dtype)
     if len(data) != expected:
-        code = TOO_BIG if len(data) > expected else INVALID_DATA
+        code = CloseCode.TOO_BIG if len(data) > expected else CloseCode.INVALID_DATA
         raise RemoteProtocolError(f"{name}: {len(data)} bytes where its tensors take {expected}", code)
     return size
 
@@ -181,4 +182,4 @@ def _header_limit(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> int:
 
 
 def _invalid(name: str, why: str) -> RemoteProtocolError:
-    return RemoteProtocolError(f"{name}: {why}", INVALID_DATA)
+    return RemoteProtocolError(f"{name}: {why}", CloseCode.INVALID_DATA)

@@ -9,7 +9,8 @@ import hashlib
 from collections.abc import Iterator, Mapping
 
 from protocol.codec import Buffer
-from protocol.errors import INVALID_DATA, TOO_BIG, LocalProtocolError, RemoteProtocolError
+from protocol.codes import CloseCode
+from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.messages import CHUNK, Chunk
 
 
@@ -41,7 +42,7 @@ class Incoming:
         if offset != self._offset:
             raise RemoteProtocolError(f"chunk of {self.digest[:12]} at {offset}; expected {self._offset}")
         if len(data) > self.size - self._offset:
-            raise RemoteProtocolError(f"chunk of {self.digest[:12]} runs past its {self.size} bytes", TOO_BIG)
+            raise RemoteProtocolError(f"chunk of {self.digest[:12]} runs past its {self.size} bytes", CloseCode.TOO_BIG)
         self._hash.update(data)
         self._pieces.append(data)
         self._offset += len(data)
@@ -59,7 +60,7 @@ class Incoming:
         if not self.complete:
             raise LocalProtocolError(f"{self.digest[:12]} has {self._offset} of {self.size} bytes")
         if self._hash.hexdigest() != self.digest:
-            raise RemoteProtocolError(f"the bytes of {self.digest[:12]} have another sha256", INVALID_DATA)
+            raise RemoteProtocolError(f"the bytes of {self.digest[:12]} have another sha256", CloseCode.INVALID_DATA)
         if len(self._pieces) != 1:
             self._pieces = [b"".join(self._pieces)]
         return self._pieces[0]

@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 
 from protocol import codec, messages
+from protocol.codes import ByeCode, CloseCode, DeclineCode, RefusalCode, RejectionCode
 from protocol.messages import DEVICE_MESSAGES, MESSAGE_CLASSES, ComponentRef
 from protocol.states import TABLE, Role
 
@@ -24,6 +25,8 @@ LIMITS = {
     "MAX_ROUND": "number of a round or version",
     "MAX_COUNT": "a number of examples or steps",
 }
+
+CODES = {"refuse": RefusalCode, "rejected": RejectionCode, "decline": DeclineCode, "bye": ByeCode}
 
 
 def sender(name):
@@ -77,7 +80,17 @@ def limit_table():
     return "\n".join(["| limit | most | of what |", "|---|---|---|", *rows])
 
 
-DRAWN = {"messages": message_tables, "states": state_tables, "limits": limit_table}
+def code_tables():
+    """What each code is for is the docstring of its class; of close codes those under their numbers."""
+    lines = ["| message | `code` |", "|---|---|"]
+    for message, kind in CODES.items():
+        lines.append(f"| {message} | {', '.join(f'`{code.value}`' for code in kind)} |")
+    lines += ["", "| close code | name |", "|---|---|"]
+    lines += [f"| {code.value} | {code.name.lower().replace('_', ' ')} |" for code in CloseCode]
+    return "\n".join(lines)
+
+
+DRAWN = {"codes": code_tables, "messages": message_tables, "states": state_tables, "limits": limit_table}
 
 
 def block(name):
@@ -103,6 +116,15 @@ def test_every_message_and_state_has_its_place_on_the_page():
 def test_every_limit_is_documented():
     constants = {name for name in vars(messages) if name.isupper() and isinstance(getattr(messages, name), int)}
     assert constants == set(LIMITS)
+
+
+@pytest.mark.parametrize("message", CODES)
+def test_every_code_fits_into_its_message(message):
+    (cls,) = (cls for cls in MESSAGE_CLASSES if cls.model_fields["type"].default == message)
+    given = {"round": 1, "why": "because", "fix": "mend it"}
+    for code in CODES[message]:
+        facts = {key: value for key, value in given.items() if key in cls.model_fields}
+        assert cls(code=code.value, **facts).code == code
 
 
 if __name__ == "__main__":
