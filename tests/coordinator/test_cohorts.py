@@ -1,6 +1,7 @@
 """Which components stay at home, what changes when owners come and go, and what a cohort of one means, said once."""
 
 import asyncio
+import threading
 import time
 from types import SimpleNamespace
 
@@ -296,6 +297,25 @@ def test_every_attempt_at_a_round_keeps_the_same_components_at_home(federation, 
             assert service.federation.machine.current.attempt == 1 and ENCODER in train.home
             assert (await late.take_round(train)).type == "accepted"
             await service.until(lambda: service.federation.machine.phase == "finishing")
+
+    asyncio.run(main())
+
+
+def test_nobody_is_asked_before_it_is_recorded_what_stays_at_home(federation, enroll, running, monkeypatch):
+    """Else a kill in between could lead to another answer for the same round."""
+    directory, manifest = federation(total=1, min_cohort=2)
+    one, two = enroll(directory, manifest, "one", IMAGES), enroll(directory, manifest, "two", TEXTS)
+
+    async def main():
+        async with running(directory, manifest) as service:
+            open_round, may_record = service.store.open_round, threading.Event()
+            monkeypatch.setattr(service.store, "open_round", lambda *args: may_record.wait(20) and open_round(*args))
+            await asyncio.gather(one.connect(service.url), two.connect(service.url))
+            machine = service.federation.machine
+            await service.until(lambda: machine.current is not None and machine.awaits("one"))
+            assert service.federation.assignment("one", one.owned) is None
+            may_record.set()
+            assert ENCODER in (await one.hear()).home
 
     asyncio.run(main())
 
