@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 
 from tap_core.algorithms import ALGORITHMS
 from tap_core.algorithms.base import DeviceState, Local, on_wire
@@ -20,7 +21,7 @@ from tap_core.examples import Example, TaskData
 from tap_core.model.tap_model import TapModel, Tensors
 from tap_core.settings.federation import FederationConfig, TaskConfig
 from tap_core.tasks import task_kind
-from tap_core.training.evaluation import Score, data_uri, evaluate, floor, samples, shown
+from tap_core.training.evaluation import Score, data_uri, evaluate, floor, nearest, samples, shown
 from tap_core.training.loop import Progress
 from tap_core.training.runtime import Runtime, make_accelerator
 
@@ -194,6 +195,7 @@ class Participant:
             task.name: self._result(
                 task,
                 {"federated": federated[task.name], "stage1": stage1[task.name], "personal": personal[task.name]},
+                accelerator,
             )
             for task in measured
         }
@@ -209,9 +211,11 @@ class Participant:
         after = replace(state, personal=self.model.state("personal"), finished=True)
         return FinishOutcome(after, results, rows)
 
-    def _result(self, task: TaskConfig, scores: Mapping[str, Score]) -> TaskResult:
+    def _result(self, task: TaskConfig, scores: Mapping[str, Score], accelerator: Accelerator) -> TaskResult:
         data, main = self.data[task.name], task_kind(task.kind).metrics[0]
-        answer, constant = floor(self.model.preprocessor, task, data, self.config.evaluation)
+        kind = task_kind(task.kind)
+        neighbours = nearest(self.model, task, data, accelerator) if kind.generates_text else None
+        answer, constant = floor(self.model.preprocessor, task, data, self.config.evaluation, neighbours)
         every = {"floor": constant, **scores}
         return TaskResult(
             task.kind,

@@ -82,8 +82,11 @@ def routed(
 
     ``x``: (G, B, S, in); ``adapters``: one name for each of J output groups, of which J / G consecutive ones read the
     same group of ``x`` (`tap_core.model.products`). Returns for each layer (J, B, S, out), or (G, B, S, out) if the
-    layer carries none of the adapters; with ``mean`` the mean over the groups, (1, B, S, out), and then G = J or 1.
+    layer carries none of the adapters or none is named; with ``mean`` the mean over the groups, (1, B, S, out), and
+    then G = J or 1.
     """
+    if not adapters:
+        return tuple((layer.get_base_layer() if isinstance(layer, LoraLayer) else layer)(x) for layer in layers)
     if not any(isinstance(layer, LoraLayer) for layer in layers):
         plain = tuple(layer(x, adapters) if isinstance(layer, MergedLinear) else layer(x) for layer in layers)
         return tuple(y.mean(0, keepdim=True) for y in plain) if mean else plain

@@ -5,7 +5,9 @@ It knows `Encoder` and adapters. It does not know what a foundation's family is,
 
 import copy
 import re
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from tap_core.components import Modality, encoder
@@ -47,10 +49,18 @@ class AdaptedEncoder(nn.Module):
 
     def forward(self, inputs: Tensor, mask: Tensor | None, parameter_set: ParameterSet) -> Tensor:
         """``inputs``: pixels (B, 3, side, side) or token ids (B, S), with the texts' bool mask (B, S); (B, S, d)."""
-        names = [adapter_name(parameter_set, encoder(self.modality))]
+        tokens = self._tokens(inputs, mask, [adapter_name(parameter_set, encoder(self.modality))])
+        return self.projections[parameter_set](tokens) if parameter_set in self.projections else tokens
+
+    @torch.no_grad()
+    def frozen(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
+        """As `forward` without any adapter and without new layers: what the pretrained encoder makes of the inputs."""
+        return self._tokens(inputs, mask, [])
+
+    def _tokens(self, inputs: Tensor, mask: Tensor | None, names: Sequence[str]) -> Tensor:
         (patches,) = routed((self.encoder.patch,), self.encoder.cut(inputs)[None], names)
         x = self.encoder.embed(patches[0])[None]  # one group: every example of a modality takes the same way
         for block in self.encoder.blocks:
             x = transform(block, attend(block, x, mask, names, self.encoder.causal), names)
         (projected,) = routed((self.encoder.project,), self.encoder.norm(x), names)
-        return self.projections[parameter_set](projected[0]) if parameter_set in self.projections else projected[0]
+        return projected[0]

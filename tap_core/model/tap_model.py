@@ -21,7 +21,7 @@ from tap_core.seeds import derive_seed
 from tap_core.settings.federation import FederationConfig, TaskConfig
 from tap_core.tasks import task_kind
 from tap_core.tasks.batch import TaskBatch
-from tap_core.tasks.decoders import HeadSizes, TextDecoder, Tokens
+from tap_core.tasks.decoders import HeadSizes, TextDecoder, Tokens, pool
 
 Tensors = dict[str, dict[str, np.ndarray]]
 """Component name to tensor name to array."""
@@ -128,6 +128,19 @@ class TapModel(nn.Module):
             x.new_ones(x.shape[:2], dtype=torch.bool) if masks[m] is None else masks[m] for m, x in streams.items()
         ]
         return Tokens(values, torch.cat(whole, dim=1), tuple(x.shape[1] for x in streams.values()))
+
+    @torch.no_grad()
+    def frozen_features(self, batch: TaskBatch) -> Tensor:
+        """What the pretrained encoders make of a batch's inputs, no adapters and no backbone: for each modality the
+        mean of its tokens, of length one, side by side: float32 (batch, sum of the encoders' widths)."""
+        parts = []
+        for modality in batch.task.inputs:
+            mask = None if modality == "image" else batch.attention_mask.bool()
+            tokens = self.encoders[modality].frozen(batch.image if mask is None else batch.input_ids, mask)
+            mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
+            pooled = pool(Tokens(tokens.float(), mask, (tokens.shape[1],)))
+            parts.append(torch.nn.functional.normalize(pooled, dim=-1))
+        return torch.cat(parts, dim=-1)
 
     def decode(self, task: TaskConfig, tokens: Tokens, target: Tensor, which: ParameterSet) -> Tensor:
         """The decoder's output (batch, ...); for text the logits (batch, words, V).

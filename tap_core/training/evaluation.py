@@ -26,6 +26,7 @@ from tap_core.tasks.decoders import TextDecoder
 from tap_core.tasks.generation import generate
 
 BATCH = 64
+NEIGHBOURS = 512
 DEFAULT = EvaluationConfig()
 
 
@@ -62,11 +63,29 @@ def score(task: TaskConfig, given: Sequence[Any], wanted: Sequence[Any], setting
     return Score(values, metrics[0].interval(given, wanted))
 
 
+def nearest(model: TapModel, task: TaskConfig, data: TaskData, accelerator: Accelerator) -> list[int]:
+    """For each test example the place of the training example that is nearest to it on frozen features, of `NEIGHBOURS`
+    training examples at most, evenly spaced."""
+    count = min(NEIGHBOURS, len(data.train))
+    places = [index * len(data.train) // count for index in range(count)]
+
+    def features(examples: Sequence[Example]) -> torch.Tensor:
+        return torch.cat([model.frozen_features(b) for _, b in _batches(model, task, examples, accelerator)])
+
+    similar = features(data.test) @ features([data.train[place] for place in places]).T
+    return [places[index] for index in similar.argmax(dim=1).tolist()]
+
+
 def floor(
-    preprocessor: Preprocessor, task: TaskConfig, data: TaskData, settings: EvaluationConfig = DEFAULT
+    preprocessor: Preprocessor,
+    task: TaskConfig,
+    data: TaskData,
+    settings: EvaluationConfig = DEFAULT,
+    neighbours: Sequence[int] | None = None,
 ) -> tuple[str, Score]:
     """The best trivial answer on the test split, and its name (METHOD.md section 11).
 
+    ``neighbours``: as `nearest` gives them; then the answer of the nearest training example is a trivial answer too.
     The trivial answers come from the train split; that the best of them is taken on the test split can only raise the
     floor.
     """
@@ -74,7 +93,10 @@ def floor(
     known = _wanted(preprocessor, task, data.train)
     wanted = _wanted(preprocessor, task, data.test)
     best: tuple[str, Score] | None = None
-    for name, given in kind.trivial(task, known, data.test).items():
+    trivial = dict(kind.trivial(task, known, data.test))
+    if neighbours is not None:
+        trivial["nearest neighbour"] = [known[place] for place in neighbours]
+    for name, given in trivial.items():
         found = score(task, given, wanted, settings)
         if best is None or kind.metrics[0].better(found.main, best[1].main):
             best = (name, found)

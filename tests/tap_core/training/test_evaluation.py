@@ -16,7 +16,7 @@ from tap_core.tasks import task_kind
 from tap_core.tasks.image_generation import GENERATED_IMAGE_SIZE
 from tap_core.tasks.metrics import macro_f1
 from tap_core.training import evaluation
-from tap_core.training.evaluation import answers, evaluate, floor, samples
+from tap_core.training.evaluation import answers, evaluate, floor, nearest, samples
 from tap_core.training.runtime import Runtime, make_accelerator
 
 Make = Callable[..., Any]
@@ -176,7 +176,9 @@ def test_finish_measures_the_received_set_and_the_incoming_personal_set_before_s
         places = [index * 8 // 6 for index in range(6)]
         some = [data[name].test[index] for index in places]
         assert shown == samples(source, "federated", source.tasks[name], some, accelerator)
-        best, score = floor(source.preprocessor, source.tasks[name], data[name])
+        written = source.tasks[name].kind == "text_generation"
+        near = nearest(source, source.tasks[name], data[name], accelerator) if written else None
+        best, score = floor(source.preprocessor, source.tasks[name], data[name], neighbours=near)
         assert (outcome.results[name].floor_answer, outcome.results[name].floor) == (best, score.main)
 
 
@@ -188,3 +190,17 @@ def test_a_device_that_never_took_part_starts_stage_2_from_the_received_set(
     device = Participant(mini_config(), "d", mini_model("redraw"), {"redraw": mini_examples("redraw")}, CPU)
     result = device.finish(source.state("federated"), DeviceState.initial(("redraw",))).results["redraw"]
     assert result.stage1 == result.federated != result.personal
+
+
+def test_the_nearest_training_example_is_that_on_frozen_features(
+    mini_model: Make, mini_examples: Make, randomise: Make
+) -> None:
+    """Copies of training examples find themselves, whatever the adapters are, among examples of other colours."""
+    model = mini_model("ask")
+    randomise(model, "federated")
+    randomise(model, "personal")
+    train = mini_examples("ask").train
+    data = TaskData(train, [train[3], train[11], train[0]])
+    assert nearest(model, model.tasks["ask"], data, make_accelerator(CPU, 1)) == [3, 11, 0]
+    name, score = floor(model.preprocessor, model.tasks["ask"], data, neighbours=[3, 11, 0])
+    assert (name, score.main) == ("nearest neighbour", 1.0)
