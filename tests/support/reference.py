@@ -6,7 +6,7 @@ update rule. Settings come as the plain tables of `federation.toml`, components 
 
 What the method leaves open is the product's own convention, written out again: how seeds are derived (`seed_of`), in
 which order a task's examples are drawn (`Drawn`), and the names of the tensors (`ADAPTED`). Dropout multiplies by
-`mask(shape, p)`, a function of the shape alone: whoever compares must make torch's dropout do the same.
+`mask(shape, p)`, a function of the shape alone: whoever compares must make the product's dropout do the same.
 
 Shapes: B examples, S tokens of one modality, T tokens of all modalities, d hidden size, V vocabulary.
 """

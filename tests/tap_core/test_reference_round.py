@@ -18,6 +18,7 @@ import torch
 from tap_core.algorithms.participant import Participant, RoundOutcome
 from tap_core.examples import Example, TaskData
 from tap_core.foundations import load_foundation
+from tap_core.model import adapters
 from tap_core.model.tap_model import build_model
 from tap_core.simulation.in_process import SimulationResult, simulate
 from tap_core.training.runtime import Runtime
@@ -69,9 +70,9 @@ def examples(task: str, count: int, seed: int) -> TaskData:
     return TaskData(rows, [])
 
 
-def dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-    """torch's dropout with the reference's mask, whoever calls it, when and how often."""
-    return x * reference.mask(x.shape, p).to(x.dtype) if training and p > 0 else x
+def kept(shape: torch.Size, p: float, device: torch.device) -> tuple[torch.Tensor, float]:
+    """As `tap_core.model.dropout.kept`, with the reference's mask, whoever calls it, when and how often."""
+    return (reference.mask(shape, p) > 0).to(torch.uint8).expand(shape).contiguous(), 1 / (1 - p)
 
 
 @dataclasses.dataclass
@@ -119,7 +120,7 @@ def run(mini_config: Make, mini_foundation: Path) -> Run:
     W = noisy(build_model(config, config.tasks_named(config.tasks), foundation).state("federated"))
     outcomes: list[Mapping[str, RoundOutcome]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.functional, "dropout", dropout)
+        patch.setattr(adapters, "kept", kept)
         result = simulate(config, participants, W, on_round=lambda t, of_round: outcomes.append(dict(of_round)))
     teachers = {name: participant.model.state("federated") for name, participant in participants.items()}
 
