@@ -32,9 +32,9 @@ DEVICES = {"a": {"ask": 9, "colour": 14, "letters": 5}, "b": {"colour": 6, "pair
 KINDS = ("image_classification", "text_classification", "image_generation", "text_generation")
 TABLES: dict[str, Any] = {
     "rounds": {"total": 2, "clients_per_round": 2, "min_cohort": 2},
-    "model": {"text_decoder_layers": 2},
+    "model": {"text_decoder_layers": 1},
     "training": {
-        "steps": 3,
+        "steps": 2,
         "batch_size": 7,
         "accumulation": 2,
         "learning_rate": 2e-3,
