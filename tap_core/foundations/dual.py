@@ -1,7 +1,7 @@
 """Two towers: any plain vision transformer, whose last 2L layers are the backbone, beside any plain text transformer.
 
-It knows which parts transformers' models call by which names (METHOD.md section 3 asks for no family;
-docs/foundations.md has the form of the directory). It does not know tasks, adapters or decoders.
+It knows which parts transformers' models call by which names; docs/foundations.md has the form of the directory. It does
+not know tasks, adapters or decoders.
 
     image   the vision tower's embedding and all its layers but the last 2L, as they are
     text    the whole text tower, and a new linear layer to the backbone's width where that is another
@@ -31,11 +31,11 @@ UNUSED = r"(^|\.)(pooler|head)\.|_projection\.|logit_|mask_token"
 """Tensors that nothing here reads, so that a tower's file may lack them."""
 
 TOLERANCE = 1e-3
-"""The largest difference from transformers' own output, as a share of its largest value, of a plain tower."""
+"""The largest difference from transformers' output, as a share of its largest value, with which a tower is plain."""
 
 
 def load(directory: Path) -> Foundation:
-    """The two towers of ``directory``. Raises UsageError if files are damaged or missing, or a tower is not plain."""
+    """The towers of ``directory``. Raises UsageError if files are damaged or incomplete, or a tower is not plain."""
     towers = find_towers(directory)
     models = {path: _load_tower(path) for path in sorted(set(towers.values()))}  # one directory may hold both
     vision, text = (_half(models[towers[tower]], tower) for tower in ("vision", "text"))
@@ -174,7 +174,7 @@ def _require_plain(tower: Any, encoder: Encoder, blocks: nn.ModuleList, inputs: 
             encoder.causal = causal
             return
     raise UsageError(
-        f"{directory}: a {type(tower).__name__} does more than its layers show (a position bias, a gate); take another"
+        f"{directory}: a {type(tower).__name__} does more than its layers show, as a bias by position; take another"
     )
 
 

@@ -1,4 +1,4 @@
-"""A miniature foundation of every family, with random weights, in transformers' file format: 32 hidden units."""
+"""A miniature foundation of every family, with random weights, in transformers' file format: 32 units wide."""
 
 import json
 from collections.abc import Callable

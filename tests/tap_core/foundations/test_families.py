@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import tap_core.foundations as registry
-from edge_client.inference import Predictor
-from tap_core.algorithms.participant import Participant, on_wire
+from edge_client.inference import predict
+from tap_core.algorithms.base import on_wire
+from tap_core.algorithms.participant import Participant
 from tap_core.components import components_of_task
 from tap_core.errors import UsageError
 from tap_core.export.directory import TOLERANCE, export_task
 from tap_core.foundations import load_foundation
 from tap_core.foundations.files import foundation_digest
+from tap_core.foundations.preprocessor import Preprocessor
 from tap_core.model.adapters import PARAMETER_SETS
 from tap_core.model.tap_model import build_model
 from tap_core.simulation.in_process import simulate
@@ -36,6 +39,7 @@ USED = {  # a tensor of each family without which it is not loaded
     "clip": ("clip", "vision_model.pre_layrnorm.weight"),
     "siglip": ("vision", "embeddings.position_embedding.weight"),
 }
+EXPORTED = {"vilt": "ask", "dinov2-minilm": "ask", "clip": "letters"}
 
 
 @pytest.fixture(scope="module", params=families.FAMILIES)
@@ -64,7 +68,9 @@ def model(whole: Any) -> Any:
 
 def build(directory: Path, *tasks: str) -> Any:
     config = mini.mini_settings(directory, model={"stage_layers": 1}, lora={"dropout": 0.1}, rounds={"total": 2})
-    return build_model(config, config.tasks_named(tasks or config.tasks), load_foundation(config.foundation))
+    model = build_model(config, config.tasks_named(tasks or config.tasks), load_foundation(config.foundation))
+    model.preprocessor.facts["shade"] = {"mean": 80.0, "std": 4.0}
+    return model
 
 
 def batch_of(model: Any, task: str, count: int = 4) -> TaskBatch:
@@ -188,11 +194,11 @@ def transformers_tokens(family: str, directory: Path, batch: TaskBatch, model: A
 def test_trap_7_with_b_zero_what_a_holds_does_not_matter(model: Any) -> None:
     batch = batch_of(model, "ask")
     with torch.no_grad():
-        before, _ = model.encode(batch, "federated")
+        before = model.encode(batch, "federated").values
         for key, parameter in model.trainable("federated").items():
             if key.endswith("lora_A"):
                 parameter.fill_(3.0)
-        after, _ = model.encode(batch, "federated")
+        after = model.encode(batch, "federated").values
     assert torch.equal(before, after)
     assert any(isinstance(module, LoraLayer) for module in model.encoders["image"].modules())
 
@@ -221,7 +227,7 @@ def test_trap_9_the_frozen_weights_are_loaded_once_and_stay_once_in_memory(
 
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(counted))
     registry._load.cache_clear()
-    first, second = build(directory, "ask"), build(directory, "ask")
+    first, second = build(directory, "letters"), build(directory, "letters")
     files = [*directory.rglob("*.safetensors")]
     assert len(loads) == len(files) and len(set(loads)) == len(files)
     frozen = [{p.data_ptr() for p in m.parameters() if not p.requires_grad and p.numel()} for m in (first, second)]
@@ -233,8 +239,8 @@ def test_frozen_weights_never_train_and_are_the_same_while_the_model_trains(mode
     assert not [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in trainable]
     batch = batch_of(model, "ask")
     with torch.no_grad():
-        before, _ = model.encode(batch, "federated")
-        after, _ = model.train().encode(batch, "federated")  # B is 0, so that LoRA's dropout does not show
+        before = model.encode(batch, "federated").values
+        after = model.train().encode(batch, "federated").values  # B is 0, so that LoRA's dropout does not show
     assert torch.equal(before, after)
 
 
@@ -248,44 +254,36 @@ def test_version_0_is_a_function_of_the_seed_alone(model: Any, directory: Path) 
             assert np.isfinite(value).all() and (not key.endswith("lora_B") or not value.any())
 
 
-def test_a_small_federation_runs_and_its_exports_predict_without_torch(
+def test_a_small_federation_of_all_kinds_runs_and_its_export_predicts_without_torch(
     directory: Path, tmp_path: Path, family: str
 ) -> None:
-    """All kinds of task; what torch and onnxruntime put out agrees, also for one text in a batch of one."""
-    devices = {"a": ("colour", "letters"), "b": ("ask", "redraw", "letters")}
+    """What is exported is all that differs between families: both embeddings, a new projection, a causal encoder."""
+    devices = {"a": ("ask", "colour", "letters", "shade"), "b": ("ask", "letters", "marks", "redraw")}
     config = mini.mini_settings(
-        directory, model={"stage_layers": 1}, rounds={"total": 2}, training={"steps": 2}, distillation={"steps": 1}
+        directory, model={"stage_layers": 1}, rounds={"total": 1}, training={"steps": 1}, distillation={"steps": 1}
     )
     foundation = load_foundation(config.foundation)
     participants = {}
     for device, tasks in devices.items():
-        data = {task: mini.mini_data(task, 12, 4, seed=ord(device)) for task in tasks}
+        data = {task: mini.mini_data(task, 6, 2, seed=ord(device)) for task in tasks}
         model = build_model(config, config.tasks_named(tasks), foundation)
         participants[device] = Participant(config, device, model, data, Runtime(device="cpu", threads=1))
     start = on_wire(build_model(config, config.tasks_named(config.tasks), foundation).state("federated"), "float32")
     result = simulate(config, participants, start)
     moved = [name for name in start if any((result.components[name][k] != v).any() for k, v in start[name].items())]
-    assert {"mome/attention/shared", "decoder/ask"} < set(moved)
+    assert {"mome/attention/shared", "decoder/ask", "encoder/image"} < set(moved)
     assert ("encoder/text" in moved) == (family != "vilt")  # whose words are embedded and no more
-    image = tmp_path / "image.png"
-    from PIL import Image
-
-    for task, device in {"colour": "a", "letters": "a", "redraw": "b", "ask": "b"}.items():
-        participant, examples = participants[device], mini.mini_data(task, 4, 1).train
-        participant.model.load("personal", result.devices[device].state.personal)
+    participant = participants["b"]
+    participant.model.load("personal", result.devices["b"].state.personal)
+    if (task := EXPORTED.get(family)) is not None:
+        examples = mini.mini_data(task, 4, 1).train
         assert export_task(participant.model, task, tmp_path / task, examples[:3]) <= TOLERANCE
-        predictor, example = Predictor(tmp_path / task, threads=1), examples[3]
-        if example.image is not None:
-            Image.fromarray(example.image).save(image)
-        inputs = predictor.inputs(None if example.image is None else image, example.text)
-        batch = participant.model.preprocessor.batch(participant.model.tasks[task], [example])
-        assert all((inputs[key] == getattr(batch, key).numpy()).all() for key in inputs if key != "image")
-        if task == "redraw":
-            assert predictor.draw(inputs).shape == (64, 64, 3)
-        elif task == "ask":
-            assert isinstance(predictor.write(inputs, beams=2).text, str)
-        else:
-            assert sum(predictor.classify(inputs).values()) == pytest.approx(1)
+        given = {"text": examples[3].text}
+        if examples[3].image is not None:
+            Image.fromarray(examples[3].image).save(tmp_path / "image.png")
+            given["image"] = tmp_path / "image.png"
+        answer = predict(tmp_path / task, **given, threads=1)
+        assert isinstance(answer["answer"], str) if task == "ask" else answer["label"] in ("low", "high")
 
 
 def test_the_number_of_layers_is_the_familys_own_unless_the_settings_say(tmp_path: Path) -> None:
@@ -342,6 +340,6 @@ def test_the_special_tokens_are_the_tokenizers_own(family: str, directory: Path)
     special = foundation.special
     found = tuple(foundation.tokenizer.id_to_token(i) for i in (special.pad, special.start, special.end))
     assert found == names.get(family, ("[PAD]", "[CLS]", "[SEP]"))
-    model = build(directory, "ask")
-    (answer,) = model.preprocessor.answers(["red"], 5)
-    assert answer[0] == special.start and answer[-1] == special.end and model.preprocessor.decode(answer) == "red"
+    preprocessor = Preprocessor(foundation, text_length=16)
+    (answer,) = preprocessor.answers(["red"], 5, padding=-1)
+    assert answer[0] == special.start and answer[-1] == special.end and preprocessor.decode(answer) == "red"
