@@ -1,7 +1,7 @@
 """Two towers: any plain vision transformer, whose last 2L layers are the backbone, beside any plain text transformer.
 
-It knows which parts transformers' models call by which names; docs/foundations.md has the form of the directory. It does
-not know tasks, adapters or decoders.
+It knows which parts transformers' models call by which names; docs/foundations.md has the form of the directory. It
+does not know tasks, adapters or decoders.
 
     image   the vision tower's embedding and all its layers but the last 2L, as they are
     text    the whole text tower, and a new linear layer to the backbone's width where that is another
@@ -51,8 +51,6 @@ def load(directory: Path) -> Foundation:
         project=None if width == hidden else skip_init(nn.Linear, width, hidden),
         new_projection=width != hidden,
     )
-    if not blocks[0].pre_norm:
-        raise UsageError(f"{towers['vision']}: a vision tower that normalises after its layers cannot be the backbone")
     word_embeddings = text.get_input_embeddings().weight
     pixels = torch.linspace(-1, 1, 3 * size * size).reshape(1, 3, size, size)
     _require_plain(vision, image, blocks, pixels, towers["vision"])
@@ -104,7 +102,8 @@ def _load_tower(directory: Path) -> Any:
 def _half(model: Any, tower: str) -> Any:
     """The tower itself, of a model that may hold both (CLIP, SigLIP)."""
     found = part(model, f"{tower}_model") or model
-    if not isinstance(part(found, "embeddings"), nn.Module) or _layers(found) is None:
+    reads = hasattr(found.config, {"vision": "image_size", "text": "vocab_size"}[tower])
+    if not reads or not isinstance(part(found, "embeddings"), nn.Module) or _layers(found) is None:
         raise UsageError(
             f"{model.name_or_path}: a {type(model).__name__} is no plain {tower} tower; take another model"
         )
