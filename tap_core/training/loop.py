@@ -51,8 +51,9 @@ def train(
 ) -> dict[str, float]:
     """Train one parameter set; returns the mean training loss per example by task, h[o], without ``extra``.
 
-    ``data``: training examples by task. Each step minimises the sum over tasks of the mean loss per example. The
-    optimizer is AdamW, made anew for the phase. Equal seeds on equal machines give equal bits in float32 on a CPU.
+    ``data``: training examples by task. Each step minimises the mean loss over the batch's examples, whatever their
+    tasks: with shares in proportion to n_{i,o} that is the objective which aggregation averages (METHOD.md section 4).
+    The optimizer is AdamW, made anew for the phase. Equal seeds on equal machines give equal bits in float32 on a CPU.
     Raises Diverged if a loss stops being finite; the parameter set is then of no use.
     """
     torch.manual_seed(phase.seed)
@@ -75,7 +76,9 @@ def train(
     for step in range(phase.steps):
         for _ in range(settings.accumulation):
             with accelerator.accumulate(model):
-                for name, examples in next(batches).items():
+                mixed = next(batches)
+                size = sum(map(len, mixed.values()))
+                for name, examples in mixed.items():
                     batch = model.preprocessor.batch(model.tasks[name], examples).to(accelerator.device)
                     with accelerator.autocast():
                         output = model(batch, which)
@@ -84,7 +87,7 @@ def train(
                     counts[name] += batch.size
                     if extra is not None:
                         each = each + extra(batch, output)
-                    accelerator.backward(each.mean())
+                    accelerator.backward(each.sum() / size)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(parameters, settings.clip_norm)
                 optimizer.step()

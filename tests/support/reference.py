@@ -341,7 +341,7 @@ class Reference:
                         with torch.no_grad():
                             taught = self.output(task, batch, teacher, training=False)
                         each = each + self.divergences(task, output, taught, batch.target)
-                    total = total + each.mean() / table["accumulation"]
+                    total = total + each.sum() / sum(sizes.values()) / table["accumulation"]
             gradients = torch.autograd.grad(total, [leaf for *_, leaf in leaves])
             norms.append(math.sqrt(sum(float((g**2).sum()) for g in gradients)))
             clip = min(1.0, table["clip_norm"] / (norms[-1] + 1e-6))

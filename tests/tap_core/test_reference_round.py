@@ -151,7 +151,7 @@ def test_the_settings_make_a_difference(run: Run) -> None:
     assert [run.method.rate(t) for t in (0, 1)] == pytest.approx([2e-3 / 3, 2e-3 * 5 / 9])
     for devices in (*run.rounds, run.devices):
         for device in devices.values():
-            assert min(norm for phase in device.phases.values() for norm in phase.norms) > 0.8
+            assert min(norm for phase in device.phases.values() for norm in phase.norms) > 0.6
     first, second = ([device.replaced for device in devices.values()] for devices in run.rounds)
     assert {all(replaced.values()) for replaced in first} == {True}
     assert all(set(replaced.values()) == {True, False} for replaced in second)
