@@ -3,8 +3,7 @@
 Order is what makes a kill harmless: blobs are durable before a row names them, a row is committed before the machine
 goes on, and the machine is rebuilt from rows alone. What the machine decided is recorded however often the disk or the
 database has to be asked; damaged bytes are replaced or asked for again, never averaged. All methods run on one event
-loop; what blocks runs in threads.
-It knows no sockets: `devices.py` asks it what a device should do (`assignment`) and is woken by `subscribe`.
+loop; what blocks runs in threads. It knows no sockets: `devices.py` asks for a device's `assignment` and subscribes.
 """
 
 import asyncio

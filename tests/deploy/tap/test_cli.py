@@ -120,7 +120,7 @@ def test_simulate_prints_the_results_of_every_device_and_task(simulated, whole):
     }
     for device, facts in devices.items():
         for task, values in facts["tasks"].items():
-            assert values == vars(again.devices[device].results[task])
+            assert values == json.loads(json.dumps(vars(again.devices[device].results[task])))
             assert values["n_test"] == 8
 
 
