@@ -13,6 +13,8 @@ from rich.table import Column, Table
 from tap_core.command_line import make_app, one_line_errors, working
 
 app = make_app("TAP, Two-Stage Adaptive Personalization: make federations, simulate them, run the demo.")
+foundation_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at pretrained foundations.")
+app.add_typer(foundation_app, name="foundation")
 OUT = typer.Option("--out", help="Directory to create.")
 JSON = typer.Option("--json", help="Print one JSON document instead of a table.")
 
@@ -80,6 +82,29 @@ def demo(out: Annotated[Path, OUT] = Path("demo-out")) -> None:
     from deploy.demo.run import run_demo
 
     run_demo(out)
+
+
+@foundation_app.command(epilog="Example: tap foundation info facebook/flava-full --federation federation.toml")
+@one_line_errors
+def info(
+    source: Annotated[str, typer.Argument(metavar="PATH_OR_ID", help="Directory or hub id of the foundation.")],
+    federation: Annotated[
+        Path | None, typer.Option(help="Settings and tasks of this federation (TOML); else defaults and four tasks.")
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="The device's tasks, with commas between; all of them if left out.")] = "",
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Facts about a foundation, what is trained on it, and an estimate of a device's memory and time for a step."""
+    from deploy.tap.federations import load_federation
+    from deploy.tap.foundation_info import as_lines, example_federation, foundation_info
+
+    with working("counting"):
+        config = example_federation(source)
+        if federation is not None:
+            config = load_federation(federation).model_copy(update={"foundation": source})
+        names = [name.strip() for name in tasks.split(",")] if tasks else config.tasks
+        found = foundation_info(config, config.tasks_named(names))
+    typer.echo(json.dumps(found) if as_json else "\n".join(as_lines(found)))
 
 
 def results_table(devices: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:

@@ -69,7 +69,7 @@ def products(
     shape = x.shape
     rows = None if mask is None else mask.reshape(shape[0], -1, shape[-1])
     flat = x.reshape(shape[0], -1, shape[-1])
-    if torch.is_autocast_enabled(x.device.type):
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         flat, factors = flat.to(dtype), [f.to(dtype) for f in factors]
         planned = [Frozen(p.weight.to(dtype), None if p.bias is None else p.bias.to(dtype), p.updates) for p in planned]
