@@ -26,3 +26,12 @@ def test_every_test_that_is_named_exists():
         assert re.fullmatch(r"[a-z_/]+\.py", path), name
         text = (TESTS / path).read_text(encoding="utf-8")
         assert not function or re.search(rf"^def {function}\(", text, re.MULTILINE), name
+
+
+def test_the_page_about_cohorts_names_tests_that_exist():
+    page = (TESTS.parent / "docs" / "cohorts.md").read_text(encoding="utf-8")
+    named = re.findall(r"\b([a-z_]+/[a-z_/]*test_[a-z_]+\.py)(?:::(\w+))?", page)
+    assert len(named) > 8
+    for path, function in named:
+        text = (TESTS / path).read_text(encoding="utf-8")
+        assert not function or re.search(rf"^def {function}\(", text, re.MULTILINE), (path, function)
