@@ -29,6 +29,17 @@ class RuntimeConfig(Settings):
         default=False, description="Take bf16 also on a CPU where it was measured to be slower than fp32."
     )
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of training; 0 leaves it to torch.")
+    memory_mb: int | None = Field(
+        default=None,
+        ge=1,
+        description="Megabytes that the activations of a training step may take; weights come on top.",
+    )
+    checkpointing: bool = Field(
+        default=False, description="Compute activations again in the backward pass instead of keeping them."
+    )
+    cache_mb: int = Field(
+        default=4096, ge=0, description="Megabytes of disk for the output of encoder layers that are never trained."
+    )
     memory_limit_mb: int | None = Field(
         default=None, ge=64, description="Megabytes that doctor and join ask to be free before the model is loaded."
     )

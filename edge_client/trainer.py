@@ -180,7 +180,7 @@ def build_trainer(config: ClientConfig, federation: FederationConfig) -> LocalTr
     data = load_tasks(config, federation)
     tasks = federation.tasks_named(data)
     model = build_model(federation, tasks, load_foundation(config.foundation))
-    participant = Participant(federation, config.device_id, model, data, runtime)
+    participant = Participant(federation, config.device_id, model, data, runtime, config.state_dir)
     shapes = _shapes_of(model.state("federated"))
     return LocalTrainer(participant, dtype=federation.wire.dtype, shapes=shapes, examples=count_tasks(data))
 

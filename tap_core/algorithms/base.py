@@ -20,6 +20,7 @@ from tap_core.model.tap_model import TapModel, Tensors
 from tap_core.seeds import derive_seed
 from tap_core.settings.federation import FederationConfig, TaskConfig
 from tap_core.training.loop import Extra, Phase, Progress, train
+from tap_core.training.resources import Resources
 
 WIRE_DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
@@ -60,6 +61,7 @@ class Local:
     data: Mapping[str, TaskData]
     accelerator: Accelerator
     on_progress: Progress | None = None
+    resources: Resources | None = None
 
     @property
     def tasks(self) -> tuple[TaskConfig, ...]:
@@ -93,6 +95,7 @@ class Local:
             self.accelerator,
             extra=extra,
             on_progress=self.on_progress,
+            resources=self.resources,
         )
 
 

@@ -8,6 +8,7 @@ sockets or other devices.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from tap_core.settings.federation import FederationConfig, TaskConfig
 from tap_core.tasks import task_kind
 from tap_core.training.evaluation import Score, data_uri, evaluate, floor, nearest, samples, shown
 from tap_core.training.loop import Progress
+from tap_core.training.resources import Resources
 from tap_core.training.runtime import Runtime, make_accelerator
 
 SAMPLES = 6
@@ -94,12 +96,15 @@ class Participant:
         model: TapModel,
         data: Mapping[str, TaskData],
         runtime: Runtime | None = None,
+        private: Path | None = None,
     ) -> None:
-        """``model`` must have been built for exactly the tasks that ``data`` names."""
+        """``model`` must have been built for exactly the tasks that ``data`` names. ``private``: a directory for what
+        training keeps on disk while this process lives."""
         if set(model.tasks) != set(data):
             raise ValueError(f"the model has tasks {sorted(model.tasks)} and the data {sorted(data)}")
         self.config, self.device, self.model, self.data = config, device, model, data
         self.runtime = Runtime() if runtime is None else runtime
+        self.resources = Resources(self.runtime, private)
         self.tasks = config.tasks_named(data)
         self.algorithm = ALGORITHMS.named(config.algorithm)(config)
         for task in self.tasks:
@@ -241,7 +246,7 @@ class Participant:
     def _local(self, on_progress: Progress | None) -> Local:
         accelerator = make_accelerator(self.runtime, self.config.training.accumulation)
         self.model.to(accelerator.device)
-        return Local(self.config, self.device, self.model, self.data, accelerator, on_progress)
+        return Local(self.config, self.device, self.model, self.data, accelerator, on_progress, self.resources)
 
 
 def starting_values(received: Tensors, state: DeviceState, home: Mapping[str, int]) -> Tensors:

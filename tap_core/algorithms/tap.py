@@ -5,7 +5,7 @@ It reads as the sections do. It does not know who carries tensors, files or othe
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from tap_core.algorithms.base import Algorithm, DeviceState, Local, Part
 from tap_core.algorithms.replacement import replaced_components
 from tap_core.examples import Example
 from tap_core.model.adapters import ParameterSet
+from tap_core.model.dropout import without_dropout
 from tap_core.model.tap_model import TapModel
 from tap_core.settings.federation import FederationConfig, TaskConfig
 from tap_core.tasks import task_kind
@@ -93,12 +94,12 @@ def teaching(model: TapModel, config: FederationConfig, accelerator: Accelerator
     """beta[t(o)] T^2 KL(teacher || student) per example, the federated set being the teacher, frozen, in eval mode."""
     settings = config.distillation
 
-    def extra(batch: TaskBatch, output: Tensor) -> Tensor:
-        model.eval()  # no dropout in the teacher: its values do not depend on the student's draws
-        with torch.no_grad(), accelerator.autocast():
+    def extra(batch: TaskBatch) -> Callable[[Tensor], Tensor]:
+        # no dropout in the teacher: its values do not depend on the student's draws
+        with without_dropout(), torch.no_grad(), accelerator.autocast():
             taught = model(batch, "federated")
-        model.train()
         kind = task_kind(batch.task.kind)
-        return settings.beta.of(kind.name) * kind.divergence(output, taught, batch.target, settings.temperature)
+        beta = settings.beta.of(kind.name)
+        return lambda output: beta * kind.divergence(output, taught, batch.target, settings.temperature)
 
     return extra

@@ -20,7 +20,7 @@ from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from tap_core.model.dropout import kept
+from tap_core.model.dropout import is_off, kept
 from tap_core.model.products import Frozen, LowRank, products
 from tap_core.settings.federation import LoraRank
 
@@ -93,7 +93,7 @@ def routed(
     first = next(layer for layer in layers if isinstance(layer, LoraLayer))
     dropout = first.lora_dropout[adapters[0]]
     mask, factor = None, 1.0
-    if isinstance(dropout, nn.Dropout) and dropout.training:
+    if isinstance(dropout, nn.Dropout) and dropout.training and not is_off():
         mask, factor = kept(x.shape, dropout.p, x.device)  # one for all layers: they read the same values
     return products(x, [_frozen(layer, adapters) for layer in layers], mask, factor, mean=mean)
 

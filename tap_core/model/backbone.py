@@ -23,6 +23,7 @@ from tap_core.components import (
     mote_expert,
 )
 from tap_core.model.adapters import ParameterSet, adapter_name, add_adapters, share_frozen
+from tap_core.model.recompute import run
 from tap_core.model.transformer import attend, transform
 from tap_core.settings.federation import LoraConfig
 
@@ -43,6 +44,8 @@ class Backbone(nn.Module):
         super().__init__()
         if len(blocks) < 2 * stage_layers:
             raise ValueError(f"stage_layers = {stage_layers} needs {2 * stage_layers} layers; there are {len(blocks)}")
+        self.recompute = False
+        """Whether layers' activations are computed again in the backward pass instead of being kept."""
         self.mote = share_frozen(blocks[:stage_layers])
         self.mome = share_frozen(blocks[stage_layers : 2 * stage_layers])
         for component in components:
@@ -67,12 +70,14 @@ class Backbone(nn.Module):
         attention = [adapter_name(which, mome_attention(path.kind_key(kind))) for path in PATHS]
         for index, layer in enumerate(self.mome):
             last = index == len(self.mome) - 1
-            x = attend(layer, _concatenated(parts), mask, attention)  # (P, B, T, d): all modalities meet here
+            # all modalities meet here: (P, B, T, d)
+            x = run(attend, layer, _concatenated(parts), mask, attention, recompute=self.recompute)
             pieces = [x] if len(parts) == 1 else x.split([part.shape[2] for part in parts], dim=2)
             parts = []
             for modality, piece in zip(streams, pieces, strict=True):
                 experts = [mome_expert(path.kind_key(kind), path.modality_key(modality)) for path in PATHS]
-                parts.append(transform(layer, piece, [adapter_name(which, e) for e in experts], mean=last))
+                names = [adapter_name(which, expert) for expert in experts]
+                parts.append(run(transform, layer, piece, names, last, recompute=self.recompute))
         return _concatenated(parts)[0]
 
     def _mote(self, x: Tensor, mask: Tensor | None, modality: Modality, kind: TaskKind, which: ParameterSet) -> Tensor:
@@ -85,8 +90,9 @@ class Backbone(nn.Module):
         experts = [adapter_name(which, mote_expert(p.modality_key(modality), p.kind_key(kind))) for p in PATHS]
         x = x[None]
         for index, layer in enumerate(self.mote):
-            x = attend(layer, x, mask, [own, shared] if index == 0 else [own, own, shared, shared])
-            x = transform(layer, x, experts)
+            attention = [own, shared] if index == 0 else [own, own, shared, shared]
+            x = run(attend, layer, x, mask, attention, recompute=self.recompute)
+            x = run(transform, layer, x, experts, recompute=self.recompute)
         return x
 
 

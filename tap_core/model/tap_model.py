@@ -115,6 +115,11 @@ class TapModel(nn.Module):
                 adapters.initialise_adapter(self._parameters_of["federated"][name], generator)
         self.load("personal", self.state("federated"))
 
+    def recompute(self, on: bool) -> None:
+        """Whether layers' activations are computed again in the backward pass instead of being kept (checkpointing)."""
+        for part in (*self.encoders.values(), self.backbone):
+            part.recompute = on
+
     def encode(self, batch: TaskBatch, which: ParameterSet) -> Tokens:
         """The backbone's tokens for a batch of one task."""
         streams: dict[Modality, Tensor] = {}
@@ -122,7 +127,7 @@ class TapModel(nn.Module):
         for modality in batch.task.inputs:
             inputs = batch.image if modality == "image" else batch.input_ids
             masks[modality] = None if modality == "image" else batch.attention_mask.bool()
-            streams[modality] = self.encoders[modality](inputs, masks[modality], which)
+            streams[modality] = self.encoders[modality](inputs, masks[modality], which, batch.prefixes.get(modality))
         values = self.backbone(streams, masks, batch.task.kind, which)
         whole = [
             x.new_ones(x.shape[:2], dtype=torch.bool) if masks[m] is None else masks[m] for m, x in streams.items()

@@ -39,7 +39,7 @@ def attend(block: Block, x: Tensor, mask: Tensor | None, adapters: Sequence[str]
     return x + out if block.pre_norm else block.norm1(x + out)
 
 
-def transform(block: Block, x: Tensor, adapters: Sequence[str], *, mean: bool = False) -> Tensor:
+def transform(block: Block, x: Tensor, adapters: Sequence[str], mean: bool = False) -> Tensor:
     """The feed-forward half of a block: x (G, B, S, w) to (J, B, S, w), or to their mean, (1, B, S, w).
 
     The last product is linear, so that the mean of its outputs is the product of the mean of its inputs: a quarter of

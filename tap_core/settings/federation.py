@@ -79,6 +79,12 @@ class LoraConfig(Settings):
     expert: LoraRank = Field(
         default=LoraRank(rank=4, alpha=8), description="Adapters of the backbone's experts: both feed-forward layers."
     )
+    encoder_layers: int | None = Field(
+        default=None,
+        ge=1,
+        description="Adapters in the last so many layers of each encoder alone: what the layers below make of an "
+        "example is computed once; left out: in all of them.",
+    )
     dropout: float = Field(default=0.3, ge=0, lt=1, description="Dropout of what goes into an adapter, in training.")
 
 

@@ -1,6 +1,7 @@
 """A batch of one task as tensors: what models are called with and losses are computed on."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ class TaskBatch:
     """Tensors of ``size`` examples of one task.
 
     ``image``: float32 (batch, 3, size, size), normalised. ``input_ids`` and ``attention_mask``: int64 (batch, length).
-    ``target``: (batch, ...), what the task's kind makes of the examples' targets (`TaskKind.encode`).
+    ``target``: (batch, ...), what the task's kind makes of the examples' targets (`TaskKind.encode`). ``prefixes``:
+    by modality what the encoder's layers below its first adapter make of the input, (batch, tokens, width), if known.
     """
 
     task: TaskConfig
@@ -21,13 +23,22 @@ class TaskBatch:
     input_ids: Tensor | None
     attention_mask: Tensor | None
     target: Tensor
+    prefixes: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
         return self.target.shape[0]
 
     def to(self, device: torch.device) -> "TaskBatch":
+        return self._each(lambda tensor: tensor.to(device))
+
+    def rows(self, first: int, last: int) -> "TaskBatch":
+        """The examples from ``first`` up to, not with, ``last``; texts stay as long as the whole batch's."""
+        return self._each(lambda tensor: tensor[first:last])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "TaskBatch":
         image, ids, mask = (
-            None if t is None else t.to(device) for t in (self.image, self.input_ids, self.attention_mask)
+            None if tensor is None else change(tensor) for tensor in (self.image, self.input_ids, self.attention_mask)
         )
-        return TaskBatch(self.task, image, ids, mask, self.target.to(device))
+        prefixes = {modality: change(tensor) for modality, tensor in self.prefixes.items()}
+        return TaskBatch(self.task, image, ids, mask, change(self.target), prefixes)

@@ -4,17 +4,20 @@ It knows seeds and numbers of examples. It does not know what an example holds.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
-from tap_core.examples import Example
 from tap_core.seeds import derive_seed
 from tap_core.settings.federation import Shares
 
+E = TypeVar("E")
+"""An example, or its number."""
+
 
 def mixed_batches(
-    data: Mapping[str, Sequence[Example]], batch_size: int, seed: int, shares: Shares = "proportional"
-) -> Iterator[dict[str, list[Example]]]:
+    data: Mapping[str, Sequence[E]], batch_size: int, seed: int, shares: Shares = "proportional"
+) -> Iterator[dict[str, list[E]]]:
     """Endless batches that mix the tasks: each task has its share of ``batch_size`` (`task_shares`) in every batch.
 
     A task's examples come in a seeded order that does not depend on the other tasks, each once before any comes twice.

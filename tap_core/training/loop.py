@@ -14,18 +14,21 @@ from torch import Tensor
 from tap_core.errors import Diverged
 from tap_core.examples import Example
 from tap_core.model.adapters import ParameterSet
+from tap_core.model.dropout import examples_from
 from tap_core.model.tap_model import TapModel
 from tap_core.settings.federation import TrainingConfig
 from tap_core.tasks import task_kind
 from tap_core.tasks.batch import TaskBatch
 from tap_core.training.batches import mixed_batches
 from tap_core.training.optimizer import BETAS, EPSILON
+from tap_core.training.resources import Resources
 
 Progress = Callable[[str, int, int], None]
 """Called with the phase's name, the step just done and the number of steps; what it raises ends the training."""
 
-Extra = Callable[[TaskBatch, Tensor], Tensor]
-"""An addition to the loss: a batch and the model's output to one value per example, (batch,)."""
+Extra = Callable[[TaskBatch], Callable[[Tensor], Tensor]]
+"""An addition to the loss: a batch to a function of the model's output that gives one value per example, (batch,). What
+it computes itself, before the model's activations are kept, takes none of their memory."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +51,21 @@ def train(
     *,
     extra: Extra | None = None,
     on_progress: Progress | None = None,
+    resources: Resources | None = None,
 ) -> dict[str, float]:
     """Train one parameter set; returns the mean training loss per example by task, h[o], without ``extra``.
 
     ``data``: training examples by task. Each step minimises the mean loss over the batch's examples, whatever their
     tasks: with shares in proportion to n_{i,o} that is the objective which aggregation averages (METHOD.md section 4).
     The optimizer is AdamW, made anew for the phase. Equal seeds on equal machines give equal bits in float32 on a CPU.
+    ``resources``: a device's own, kept from phase to phase; its data must then be the same in each. A batch that does
+    not fit into their memory is computed in parts, with the gradient of the whole but for rounding.
     Raises Diverged if a loss stops being finite; the parameter set is then of no use.
     """
+    resources = Resources() if resources is None else resources
     torch.manual_seed(phase.seed)
     model.train()
+    model.recompute(resources.checkpointing)
     parameters = list(model.trainable(which).values())
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -71,23 +79,42 @@ def train(
             fused=True,
         )
     )
-    batches = mixed_batches(data, settings.batch_size, phase.seed, settings.shares)
+    numbers = {name: range(len(examples)) for name, examples in data.items()}
+    batches = mixed_batches(numbers, settings.batch_size, phase.seed, settings.shares)
     totals, counts = dict.fromkeys(data, 0.0), dict.fromkeys(data, 0)
+
+    def loss(batch: TaskBatch, *, count: bool = True) -> Tensor:
+        """Per example, (batch,)."""
+        addition = None if extra is None else extra(batch)
+        with accelerator.autocast():
+            output = model(batch, which)
+        each = task_kind(batch.task.kind).loss(output, batch.target)
+        if count:
+            totals[batch.task.name] += float(each.detach().double().sum())
+            counts[batch.task.name] += batch.size
+        return each if addition is None else each + addition(output)
+
+    def backward(batch: TaskBatch, size: int) -> None:
+        """The gradient of the sum of the examples' losses, by the size of the mixed batch, is added."""
+        together = resources.examples_at_once(model, batch, lambda part: loss(part, count=False))
+        state = torch.get_rng_state()
+        for first in range(0, batch.size, together):
+            if first:
+                torch.set_rng_state(state)  # the parts of a batch see the dropout that the whole would have seen
+            with examples_from(first):
+                accelerator.backward(loss(batch.rows(first, first + together)).sum() / size)
+
     for step in range(phase.steps):
         for _ in range(settings.accumulation):
             with accelerator.accumulate(model):
                 mixed = next(batches)
                 size = sum(map(len, mixed.values()))
-                for name, examples in mixed.items():
+                for name, chosen in mixed.items():
+                    examples = [data[name][number] for number in chosen]
                     batch = model.preprocessor.batch(model.tasks[name], examples).to(accelerator.device)
                     with accelerator.autocast():
-                        output = model(batch, which)
-                    each = task_kind(batch.task.kind).loss(output, batch.target)
-                    totals[name] += float(each.detach().double().sum())
-                    counts[name] += batch.size
-                    if extra is not None:
-                        each = each + extra(batch, output)
-                    accelerator.backward(each.sum() / size)
+                        batch = resources.prefixes.complete(model, batch, chosen)
+                    backward(batch, size)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(parameters, settings.clip_norm)
                 optimizer.step()

@@ -30,6 +30,12 @@ class Runtime(Settings):
     """Whether bf16 is taken on a CPU where it is slower than fp32."""
     threads: int = 0
     """CPU threads; 0 leaves torch's own choice."""
+    memory_mb: int | None = None
+    """Megabytes that what a step keeps for its backward pass may take; None for no limit. Weights come on top."""
+    checkpointing: bool = False
+    """Whether layers' activations are computed again in the backward pass instead of being kept."""
+    cache_mb: int = 4096
+    """Megabytes of disk for what the encoders' layers below the first adapter make of examples."""
 
     @property
     def is_on_cpu(self) -> bool:

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from tap_core.model.dropout import examples_from, kept
+from tap_core.model.dropout import _on_device, examples_from, kept
 
 CPU = torch.device("cpu")
 
@@ -47,3 +47,13 @@ def test_an_example_loses_the_same_values_in_the_whole_batch_and_in_a_part_of_it
         with examples_from(first):
             parts.append(kept(torch.Size((2, last - first, 3, 5)), 0.4, CPU)[0])
     assert torch.equal(torch.cat(parts, dim=1), whole)
+
+
+def test_a_device_that_draws_for_itself_does_so_example_by_example() -> None:
+    shape, seeds = torch.Size((2, 6, 40, 32)), [5, 9]
+    whole = _on_device(shape, seeds, 1 << 14, CPU)
+    assert 0.73 < float(whole.double().mean()) < 0.77
+    with examples_from(2):
+        part = _on_device(torch.Size((2, 3, 40, 32)), seeds, 1 << 14, CPU)
+    assert torch.equal(part, whole[:, 2:5])
+    assert not torch.equal(whole[0, 0], whole[0, 1]) and not torch.equal(whole[0], whole[1])
