@@ -50,12 +50,7 @@ class LightTrainer:
         self.calls.append(round_number)
         self._steps(on_progress)
         before = 0.0 if stored is None else float(stored.personal.for_training()["decoder/topic"]["w"][0])
-        kept = {} if stored is None else stored.home.for_training()
-        own = {
-            name: kept[name]["bytes"].tobytes()
-            for name in own_values(home, kept, -1 if stored is None else stored.round)
-        }
-        assert set(received) == set(self.components) - set(own)
+        own = self._own(received, stored, home)
         results = {name: trained(data, round_number, before) for name, data in {**received, **own}.items()}
         blobs = {name: data for name, data in results.items() if name not in home}
         stays = PersonalTensors({name: {"bytes": np.frombuffer(results[name], np.uint8)} for name in home})
@@ -73,8 +68,16 @@ class LightTrainer:
 
     def finish(self, received, stored, on_progress, *, home, distilling=True):
         self.calls.append("finish")
+        self._own(received, stored, home)
         self._steps(on_progress)
         return stored, {"topic": {"personal": float(len(received) + len(home))}}, {"topic": []}
+
+    def _own(self, received, stored, home):
+        """The device's own values that count; together with what is received they are its components, each once."""
+        kept = {} if stored is None else stored.home.for_training()
+        names = own_values(home, kept, -1 if stored is None else stored.round)
+        assert sorted([*received, *names]) == sorted(self.components)
+        return {name: kept[name]["bytes"].tobytes() for name in names}
 
     def export(self, stored, task, directory):
         self.exports.append(task)

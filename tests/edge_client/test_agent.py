@@ -444,6 +444,15 @@ def test_a_federation_started_anew_is_not_mixed_with_the_old_one(coordinator, cl
         run(coordinator, client_toml, device_process)
 
 
+def test_nor_one_in_which_others_own_what_this_device_kept_to_itself(coordinator, client_toml, device_process):
+    """The values offered are the same, but the update that it holds is not the one that is asked for."""
+    first, coordinator.home, coordinator.rounds, coordinator.home_until = dict(coordinator.blobs), (HOME,), 1, 1
+    run(coordinator, client_toml, device_process)
+    coordinator.round, coordinator.blobs, coordinator.done, coordinator.home = 0, first, False, ()
+    with pytest.raises(TapError, match="of an earlier run of federation 'demo'; move .*state away to join the new one"):
+        run(coordinator, client_toml, device_process)
+
+
 def test_changed_settings_are_taken_up(coordinator, client_toml, device_process, federation, tmp_path):
     coordinator.cuts = ["after accepted"]
     changed = federation.model_copy(update={"seed": 8})
@@ -473,7 +482,10 @@ DEATHS = ["training 0", "training 1", "before commit", "after commit", "finishin
 
 @pytest.mark.parametrize("death", DEATHS)
 def test_sigkill_at_any_moment_loses_nothing(coordinator, client_toml, device_process, tmp_path, death):
-    expected = expected_updates(device_process, coordinator.blobs, 3)
+    """One component stays at home, and has no other copy than the one in the device's state."""
+    first, expected = coordinator.blobs[HOME], expected_updates(device_process, coordinator.blobs, 3)
+    expected = {number: {"decoder/topic": update["decoder/topic"]} for number, update in expected.items()}
+    coordinator.home = (HOME,)
     script = Path(device_process.__file__)
 
     async def main() -> list[int]:
@@ -494,6 +506,7 @@ def test_sigkill_at_any_moment_loses_nothing(coordinator, client_toml, device_pr
     state = load_state(tmp_path)
     assert state is not None and state.finished
     assert float(state.personal.for_training()["decoder/topic"]["w"][0]) == (1 * 3 + 2) * 3 + 3
+    assert state.home.for_training()[HOME]["bytes"].tobytes() == expected_at_home(device_process, first, 3)
     assert len(json.loads((tmp_path / "state" / "results.json").read_text())["replacements"]) == 3
 
 
