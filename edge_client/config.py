@@ -99,7 +99,7 @@ class ClientConfig(Settings):
     tls_cert: Path | None = Field(default=None, description="This device's certificate (PEM), if it is asked for one.")
     tls_key: Path | None = Field(default=None, description="Its key (PEM, no password).")
     state_dir: Path = Field(description="Private directory: personal tensors, progress, results, exports.")
-    foundation: str = Field(min_length=1, description="Directory or hub id of the federation's pretrained FLAVA model.")
+    foundation: str = Field(min_length=1, description="Directory or hub id of the federation's pretrained model.")
     runtime: RuntimeConfig = RuntimeConfig()
     tasks: dict[Name, TaskDataConfig] = Field(min_length=1, description="This device's tasks: where their data is.")
 

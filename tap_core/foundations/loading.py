@@ -25,12 +25,16 @@ def load_weights(model_class: Any, directory: Path, family: str, *, unused: str 
     if a file is damaged or other tensors are missing or of another shape.
     """
     transformers_logging.disable_progress_bar()
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it tells of tensors that are not used; of missing ones we tell
     try:
         model, info = model_class.from_pretrained(
             directory, dtype=torch.float32, output_loading_info=True, local_files_only=True, **options
         )
     except Exception as error:  # transformers documents no list of what a damaged file may raise
         raise damaged(directory, error) from None
+    finally:
+        transformers_logging.set_verbosity(level)
     lacking = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]))
     if lacking := [name for name in lacking if not (unused and re.search(unused, name))]:
         raise UsageError(
