@@ -47,7 +47,7 @@ from tap_core.tasks import task_kind
 from tap_core.training.loop import Phase, train
 from tap_core.training.runtime import Runtime, make_accelerator
 
-FAMILIES = ("flava",)
+FAMILIES = ("flava", "vilt")
 CLASSES = [f"class {index}" for index in range(10)]
 DEVICES: dict[str, dict[str, dict[str, Any]]] = {
     "image": {"labels": {"kind": "image_classification", "inputs": ["image"], "classes": CLASSES}},
@@ -90,23 +90,30 @@ class Result:
 
 def write_foundation(directory: Path, family: str, quick: bool) -> Path:
     """Random weights of a family in transformers' file format."""
-    from transformers import BertTokenizerFast, FlavaConfig, FlavaModel
+    from transformers import BertTokenizerFast, FlavaConfig, FlavaModel, ViltConfig, ViltModel
 
-    assert family == "flava"
     directory.mkdir()
-    width, layers, side, patch, words = (64, 2, 32, 8, 500) if quick else (768, 12, 224, 16, 30522)
+    width, layers, words = (64, 4, 500) if quick else (768, 12, 30522)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     (directory / "vocab.txt").write_text("\n".join([*special, *(f"w{i}" for i in range(words - len(special)))]) + "\n")
     BertTokenizerFast(vocab=str(directory / "vocab.txt")).save_pretrained(directory)
     sizes = {"hidden_size": width, "num_attention_heads": width // 16 if quick else 12, "intermediate_size": 4 * width}
+    torch.manual_seed(7)
+    if family == "vilt":
+        image = {"image_size": 32, "patch_size": 8} if quick else {"image_size": 384, "patch_size": 32}
+        text = {"vocab_size": words, "max_position_embeddings": 128}
+        ViltModel(
+            ViltConfig(**sizes, **image, **text, num_hidden_layers=2 * layers if quick else layers)
+        ).save_pretrained(directory)
+        return directory
+    image = {"image_size": 32, "patch_size": 8} if quick else {"image_size": 224, "patch_size": 16}
     config = FlavaConfig(
-        image_config={**sizes, "num_hidden_layers": layers, "image_size": side, "patch_size": patch},
+        image_config={**sizes, **image, "num_hidden_layers": layers},
         text_config={**sizes, "num_hidden_layers": layers, "vocab_size": words, "max_position_embeddings": 512},
-        multimodal_config={**sizes, "num_hidden_layers": max(2, layers // 2)},
+        multimodal_config={**sizes, "num_hidden_layers": layers // 2},
         hidden_size=width,
         projection_dim=8,
     )
-    torch.manual_seed(7)
     FlavaModel(config).save_pretrained(directory)
     return directory
 
@@ -150,7 +157,11 @@ def prepare(options: argparse.Namespace) -> Ground:
             "foundation": str(options.foundation),
             "tasks": DEVICES[options.device],
             "training": {"batch_size": options.batch},
-            "lora": {} if options.dropout is None else {"dropout": options.dropout},
+            "lora": {
+                key: value
+                for key, value in (("dropout", options.dropout), ("encoder_layers", options.encoder_layers))
+                if value is not None
+            },
         }
     )
     began = clock()
@@ -287,28 +298,31 @@ class PlainPeft:
 
     def __init__(self, options: argparse.Namespace) -> None:
         from peft import LoraConfig, get_peft_model
-        from transformers import FlavaModel
+        from transformers import AutoModel
 
-        model = FlavaModel.from_pretrained(options.foundation).requires_grad_(False)
-        inputs = next(iter(DEVICES[options.device].values()))["inputs"]
-        config = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.3, target_modules=["query", "value"])
-        encoders = {"image": model.image_model, "text": model.text_model}
-        self.encoders = nn.ModuleDict({m: get_peft_model(encoders[m], config) for m in inputs})
-        self.head = nn.Linear(sum(e.config.hidden_size for e in self.encoders.values()), len(CLASSES))
+        model = AutoModel.from_pretrained(options.foundation).requires_grad_(False)
+        modalities = next(iter(DEVICES[options.device].values()))["inputs"]
+        adapters = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.3, target_modules=["query", "value"])
+        text = getattr(model.config, "text_config", model.config)
+        side = getattr(model.config, "image_config", model.config).image_size
+        generator = torch.Generator().manual_seed(1)
+        length = 12 if modalities == ["image", "text"] else WORDS if "text" in modalities else 1
+        pixels = {"pixel_values": torch.randn(options.batch, 3, side, side, generator=generator)}
+        words = {"input_ids": torch.randint(5, text.vocab_size, (options.batch, length + 2), generator=generator)}
+        self.calls: list[tuple[nn.Module, dict[str, Tensor]]]
+        if model.config.model_type == "flava":
+            parts = {"image": (model.image_model, pixels), "text": (model.text_model, words)}
+            self.calls = [(get_peft_model(parts[m][0], adapters), parts[m][1]) for m in modalities]
+        else:  # one encoder takes both: an image goes with an empty text, a text with an image all the same
+            self.calls = [(get_peft_model(model, adapters), {**pixels, **words})]
+        self.encoders = nn.ModuleList(module for module, _ in self.calls).train()
+        self.head = nn.Linear(len(self.calls) * text.hidden_size, len(CLASSES))
         parameters = [p for m in (self.encoders, self.head) for p in m.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-        generator = torch.Generator().manual_seed(1)
-        side, words = model.config.image_config.image_size, model.config.text_config.vocab_size
-        length = 12 if "image" in inputs else WORDS
-        self.inputs = {
-            "image": {"pixel_values": torch.randn(options.batch, 3, side, side, generator=generator)},
-            "text": {"input_ids": torch.randint(5, words, (options.batch, length + 2), generator=generator)},
-        }
         self.target = torch.arange(options.batch) % len(CLASSES)
-        self.encoders.train()
 
     def step(self) -> None:
-        pooled = [e(**self.inputs[m]).last_hidden_state.mean(1) for m, e in self.encoders.items()]
+        pooled = [module(**inputs).last_hidden_state.mean(1) for module, inputs in self.calls]
         nn.functional.cross_entropy(self.head(torch.cat(pooled, dim=1)), self.target).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -452,6 +466,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="examples of a step")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
     parser.add_argument("--dropout", type=float, help="LoRA dropout; the federation's default unless given")
+    parser.add_argument("--encoder-layers", type=int, help="adapters in the last so many layers of the encoders alone")
     parser.add_argument("--family", choices=FAMILIES, default=FAMILIES[0], help="of the random weights")
     parser.add_argument("--foundation", type=Path, help="a directory with weights, instead of random ones")
     parser.add_argument("--no-memory", action="store_true", help="leave memory out, which takes processes of its own")
