@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
@@ -19,7 +18,7 @@ from tap_core.foundations.base import SpecialTokens
 
 
 def load_weights(model_class: Any, directory: Path, family: str, *, unused: str = "", **options: Any) -> Any:
-    """A transformers model in float32, frozen, in eval mode and without dropout; loaded strictly.
+    """A transformers model in float32, frozen, in eval mode; loaded strictly.
 
     ``unused``: a regular expression of tensors that nothing here reads, so that they may be missing. Raises UsageError
     if a file is damaged or other tensors are missing or of another shape.
@@ -40,9 +39,6 @@ def load_weights(model_class: Any, directory: Path, family: str, *, unused: str 
         raise UsageError(
             f"{directory} lacks {len(lacking)} tensors of {family}, {lacking[0]} first; fetch its files again"
         )
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # frozen modules give the same whether or not the model around them trains
     return model.requires_grad_(False).eval()
 
 
