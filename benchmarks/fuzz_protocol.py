@@ -206,6 +206,7 @@ def valid_message(choices: Choices, types: Sequence[str] = TYPES) -> Any:
         "round": number,
         "deadline": float(number),
         "components": refs,
+        "home": tuple(ref.name for ref in refs[: choices.below(3)]),
         "digests": tuple(DIGESTS[place] for place in places or [0]),
         "offsets": (offset, *[0] * (len(places) - 1)),
         "digest": DIGESTS[place],

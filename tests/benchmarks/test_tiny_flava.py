@@ -81,13 +81,13 @@ def test_pretraining_runs_the_layers_as_the_backbone_does(shipped, tokenizer):
     examples = [Example(p.permute(1, 2, 0).numpy(), t, "answer") for p, t in zip(pixels, texts, strict=True)]
     batch = tap.preprocessor.batch(task, examples)
     with torch.no_grad():
-        found, mask = tap.encode(batch, "federated")
+        tokens = tap.encode(batch, "federated")
         image = model.mote(shipped, model.encode_image(shipped, batch.image)[1])
         text_mask = model.additive_mask(batch.attention_mask)
         text = model.mote(shipped, model.encode_text(shipped, batch.input_ids, batch.attention_mask)[1], text_mask)
         both = torch.cat((torch.ones(image.shape[:2]), batch.attention_mask.float()), dim=1)
         expected = model.mome(shipped, torch.cat((image, text), dim=1), model.additive_mask(both))
-    torch.testing.assert_close(found[mask], expected[both.bool()], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(tokens.values[tokens.mask], expected[both.bool()], atol=1e-4, rtol=1e-4)
 
 
 def test_equal_texts_give_equal_token_ids():
