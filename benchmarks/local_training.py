@@ -260,8 +260,8 @@ def seconds_of(calls: list[Callable[[], object]]) -> float:
 
 
 @contextmanager
-def trainable(model: TapModel, which: str) -> Iterator[None]:
-    parameters = list(model.trainable(which).values())
+def trainable(model: TapModel, parameter_set: str) -> Iterator[None]:
+    parameters = list(model.trainable(parameter_set).values())
     everything = [p for s in ("federated", "personal") for p in model.trainable(s).values()]
     for parameter in everything:
         parameter.requires_grad_(False)
@@ -275,7 +275,7 @@ def trainable(model: TapModel, which: str) -> Iterator[None]:
 def record_step(ground: Ground) -> Recorder:
     """The floor of a step of the federated set."""
     model = ground.model
-    own = {id(p) for which in ("federated", "personal") for p in model.trainable(which).values()}
+    own = {id(p) for parameter_set in ("federated", "personal") for p in model.trainable(parameter_set).values()}
     frozen = [p for p in model.parameters() if id(p) not in own] + [model.embeddings]
 
     def step() -> Tensor:

@@ -192,10 +192,10 @@ def _shapes_of(components: Tensors) -> dict[str, dict[str, tuple[int, ...]]]:
     }
 
 
-def _require_finite(which: str, components: Tensors) -> None:
+def _require_finite(parameter_set: str, components: Tensors) -> None:
     for component, tensors in sorted(components.items()):
         if not all(np.isfinite(array).all() for array in tensors.values()):
-            raise Diverged(f"training diverged (the {which} {component} has values that are not finite)")
+            raise Diverged(f"training diverged (the {parameter_set} {component} has values that are not finite)")
 
 
 def out_of_memory() -> TapError:

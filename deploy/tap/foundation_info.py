@@ -140,7 +140,7 @@ def facts(foundation: Foundation, config: FederationConfig) -> dict[str, Any]:
 
 def frozen_values(model: TapModel) -> int:
     """Frozen parameters that a device with this model holds, each counted once however many modules share it."""
-    trained = {id(p) for which in ("federated", "personal") for p in model.trainable(which).values()}  # type: ignore[arg-type]
+    trained = {id(p) for parameter_set in ("federated", "personal") for p in model.trainable(parameter_set).values()}  # type: ignore[arg-type]
     return sum(p.numel() for p in {p.data_ptr(): p for p in model.parameters() if id(p) not in trained}.values())
 
 

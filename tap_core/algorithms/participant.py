@@ -182,15 +182,16 @@ class Participant:
 
         settings = self.config.evaluation
 
-        def scores(which: Any) -> dict[str, Score]:
+        def scores(parameter_set: Any) -> dict[str, Score]:
             return {
-                t.name: evaluate(self.model, which, t, self.data[t.name].test, accelerator, settings) for t in measured
+                t.name: evaluate(self.model, parameter_set, t, self.data[t.name].test, accelerator, settings)
+                for t in measured
             }
 
         chosen = {task.name: _spread(self.data[task.name].test, SAMPLES) for task in measured}
 
-        def outputs(which: Any) -> dict[str, list[str]]:
-            return {t.name: samples(self.model, which, t, chosen[t.name], accelerator) for t in measured}
+        def outputs(parameter_set: Any) -> dict[str, list[str]]:
+            return {t.name: samples(self.model, parameter_set, t, chosen[t.name], accelerator) for t in measured}
 
         federated, federated_outputs, stage1 = scores("federated"), outputs("federated"), scores("personal")
         if distilling:

@@ -28,7 +28,11 @@ PARITY_EXAMPLES = 8
 
 
 def export_task(
-    model: TapModel, task_name: str, directory: Path, examples: Sequence[Example], which: ParameterSet = "personal"
+    model: TapModel,
+    task_name: str,
+    directory: Path,
+    examples: Sequence[Example],
+    parameter_set: ParameterSet = "personal",
 ) -> float:
     """Write the export of one task; returns the largest absolute difference between torch and onnxruntime.
 
@@ -44,8 +48,8 @@ def export_task(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        files = write_graphs(model, batch, partial, which)
-        worst = difference(model, batch, partial, which)
+        files = write_graphs(model, batch, partial, parameter_set)
+        worst = difference(model, batch, partial, parameter_set)
         if not worst <= TOLERANCE:
             raise TapError(f"export of {task_name}: onnxruntime differs from torch by {worst:.2g}; nothing was written")
         _write_facts(model, task, partial, files)

@@ -28,25 +28,25 @@ from tap_core.tasks.text_generation import IGNORED
 Arrays = dict[str, np.ndarray]
 
 
-def merged_for(model: TapModel, task: TaskConfig, which: ParameterSet) -> TapModel:
+def merged_for(model: TapModel, task: TaskConfig, parameter_set: ParameterSet) -> TapModel:
     """A float32 copy of the model (on the CPU) with the adapters of one task and one set merged into its weights."""
     merged = copy.deepcopy(model).float().eval()
     for modality in task.inputs:
-        merge(merged.encoders[modality], [adapter_name(which, encoder(modality))], route=False)
-    merge(merged.backbone, [adapter_name(which, name) for name in components_of_task(task)], route=True)
+        merge(merged.encoders[modality], [adapter_name(parameter_set, encoder(modality))], route=False)
+    merge(merged.backbone, [adapter_name(parameter_set, name) for name in components_of_task(task)], route=True)
     return merged.requires_grad_(False)
 
 
 class Whole(nn.Module):
     """The task's inputs to its output, for the kinds that need no loop."""
 
-    def __init__(self, model: TapModel, task: TaskConfig, which: ParameterSet) -> None:
+    def __init__(self, model: TapModel, task: TaskConfig, parameter_set: ParameterSet) -> None:
         super().__init__()
-        self.model, self.task, self.which = model, task, which
+        self.model, self.task, self.parameter_set = model, task, parameter_set
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        tokens = self.model.encode(_batch(self.task, inputs), self.which)
-        output: Tensor = self.model.decoder(self.task.name, self.which)(tokens)
+        tokens = self.model.encode(_batch(self.task, inputs), self.parameter_set)
+        output: Tensor = self.model.decoder(self.task.name, self.parameter_set)(tokens)
         return output
 
 
@@ -54,7 +54,7 @@ class Encode(Whole):
     """The task's inputs to the tokens that the text decoder attends to, and their mask as int64."""
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        tokens = self.model.encode(_batch(self.task, inputs), self.which)
+        tokens = self.model.encode(_batch(self.task, inputs), self.parameter_set)
         return tokens.values, tokens.mask.long()
 
 
@@ -73,10 +73,10 @@ class Step(nn.Module):
         return logits[:, -1], key, value
 
 
-def write_graphs(model: TapModel, batch: TaskBatch, directory: Path, which: ParameterSet) -> tuple[str, ...]:
+def write_graphs(model: TapModel, batch: TaskBatch, directory: Path, parameter_set: ParameterSet) -> tuple[str, ...]:
     """Export the graphs of ``batch``'s task with dynamic batch and text lengths; returns the files' names."""
     task = batch.task
-    merged = merged_for(model, task, which)
+    merged = merged_for(model, task, parameter_set)
     two = _take(batch, 2)  # a size of one would be frozen into the graph
     rows = Dim("batch", min=1, max=4096)
     inputs = _inputs(two)
@@ -85,12 +85,12 @@ def write_graphs(model: TapModel, batch: TaskBatch, directory: Path, which: Para
         shapes["attention_mask"][1] = shapes["input_ids"][1]
     kind = task_kind(task.kind)
     if not kind.generates_text:
-        whole = Whole(merged, task, which)
+        whole = Whole(merged, task, parameter_set)
         _write(whole, {"inputs": inputs}, {"inputs": shapes}, [kind.output], directory / "model.onnx")
         return kind.files
-    encode = Encode(merged, task, which)
+    encode = Encode(merged, task, parameter_set)
     _write(encode, {"inputs": inputs}, {"inputs": shapes}, ["memory", "memory_mask"], directory / "encoder.onnx")
-    decoder = merged.decoder(task.name, which)
+    decoder = merged.decoder(task.name, parameter_set)
     assert isinstance(decoder, TextDecoder)
     with torch.no_grad():
         memory, mask = encode(inputs)
@@ -114,14 +114,14 @@ def write_graphs(model: TapModel, batch: TaskBatch, directory: Path, which: Para
     return kind.files
 
 
-def difference(model: TapModel, batch: TaskBatch, directory: Path, which: ParameterSet) -> float:
+def difference(model: TapModel, batch: TaskBatch, directory: Path, parameter_set: ParameterSet) -> float:
     """The largest absolute difference of outputs between the unmerged model in torch and the files in onnxruntime.
 
     For text: of the logits at every word of the batch's answers, the words fed one at a time through the cache.
     """
     model.eval()
     with torch.no_grad():
-        expected = model(batch, which).float().numpy()
+        expected = model(batch, parameter_set).float().numpy()
     inputs = {name: tensor.numpy() for name, tensor in _inputs(batch).items()}
     if not task_kind(batch.task.kind).generates_text:
         (given,) = _session(directory / "model.onnx").run(None, inputs)

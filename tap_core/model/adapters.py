@@ -39,22 +39,22 @@ def share_frozen(module: M) -> M:
     return copy.deepcopy(module, memo=shared)
 
 
-def adapter_name(which: ParameterSet, component: str) -> str:
-    return f"{which}:{component}"
+def adapter_name(parameter_set: ParameterSet, component: str) -> str:
+    return f"{parameter_set}:{component}"
 
 
 def add_adapters(root: nn.Module, component: str, targets: str, rank: LoraRank, dropout: float) -> None:
     """Give the linear layers of ``root`` whose names match the expression ``targets`` an adapter for each set."""
-    for which in PARAMETER_SETS:
+    for parameter_set in PARAMETER_SETS:
         config = PeftLoraConfig(r=rank.rank, lora_alpha=rank.alpha, lora_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters: on purpose
-            inject_adapter_in_model(config, root, adapter_name=adapter_name(which, component))
+            inject_adapter_in_model(config, root, adapter_name=adapter_name(parameter_set, component))
 
 
-def adapter_parameters(root: nn.Module, which: ParameterSet, component: str) -> dict[str, nn.Parameter]:
+def adapter_parameters(root: nn.Module, parameter_set: ParameterSet, component: str) -> dict[str, nn.Parameter]:
     """The A (r, in) and B (out, r) of one component in one set, named by the layers that they adapt."""
-    name = adapter_name(which, component)
+    name = adapter_name(parameter_set, component)
     found: dict[str, nn.Parameter] = {}
     for path, module in root.named_modules():
         if isinstance(module, LoraLayer) and name in module.lora_A:

@@ -58,7 +58,7 @@ class Backbone(nn.Module):
         streams: Mapping[Modality, Tensor],
         masks: Mapping[Modality, Tensor | None],
         kind: TaskKind,
-        which: ParameterSet,
+        parameter_set: ParameterSet,
     ) -> Tensor:
         """Tokens through the four paths.
 
@@ -66,8 +66,8 @@ class Backbone(nn.Module):
         Returns the mean over the paths, (B, T, d), modalities in the order of ``streams``.
         """
         mask = _joined({m: (x, masks[m]) for m, x in streams.items()})
-        parts = [self._mote(x, masks[m], m, kind, which) for m, x in streams.items()]  # each (P, B, S, d)
-        attention = [adapter_name(which, mome_attention(path.kind_key(kind))) for path in PATHS]
+        parts = [self._mote(x, masks[m], m, kind, parameter_set) for m, x in streams.items()]  # each (P, B, S, d)
+        attention = [adapter_name(parameter_set, mome_attention(path.kind_key(kind))) for path in PATHS]
         for index, layer in enumerate(self.mome):
             last = index == len(self.mome) - 1
             # all modalities meet here: (P, B, T, d)
@@ -76,18 +76,22 @@ class Backbone(nn.Module):
             parts = []
             for modality, piece in zip(streams, pieces, strict=True):
                 experts = [mome_expert(path.kind_key(kind), path.modality_key(modality)) for path in PATHS]
-                names = [adapter_name(which, expert) for expert in experts]
+                names = [adapter_name(parameter_set, expert) for expert in experts]
                 parts.append(run(transform, layer, piece, names, last, recompute=self.recompute))
         return _concatenated(parts)[0]
 
-    def _mote(self, x: Tensor, mask: Tensor | None, modality: Modality, kind: TaskKind, which: ParameterSet) -> Tensor:
+    def _mote(
+        self, x: Tensor, mask: Tensor | None, modality: Modality, kind: TaskKind, parameter_set: ParameterSet
+    ) -> Tensor:
         """(B, S, d) to (P, B, S, d): one modality's stream on its own.
 
         Paths that share a modality key stay one group until the first expert tells them apart, and before the first
         attention all are one.
         """
-        own, shared = (adapter_name(which, mote_attention(p.modality_key(modality))) for p in (PATHS[0], PATHS[-1]))
-        experts = [adapter_name(which, mote_expert(p.modality_key(modality), p.kind_key(kind))) for p in PATHS]
+        own, shared = (
+            adapter_name(parameter_set, mote_attention(p.modality_key(modality))) for p in (PATHS[0], PATHS[-1])
+        )
+        experts = [adapter_name(parameter_set, mote_expert(p.modality_key(modality), p.kind_key(kind))) for p in PATHS]
         x = x[None]
         for index, layer in enumerate(self.mote):
             attention = [own, shared] if index == 0 else [own, own, shared, shared]

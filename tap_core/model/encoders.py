@@ -43,8 +43,8 @@ class AdaptedEncoder(nn.Module):
         self.projections = nn.ModuleDict()
         if frozen.new_projection:  # each parameter set has its own
             self.encoder.project = nn.Identity()
-            for which in PARAMETER_SETS:
-                self.projections[which] = copy.deepcopy(frozen.project).requires_grad_(True)
+            for parameter_set in PARAMETER_SETS:
+                self.projections[parameter_set] = copy.deepcopy(frozen.project).requires_grad_(True)
 
     def parameters_of(self, parameter_set: ParameterSet) -> dict[str, nn.Parameter]:
         """The trainable parameters of `encoder/{m}` in one set, by name. A modality may have none."""

@@ -53,45 +53,46 @@ class TapModel(nn.Module):
         )
         self.decoders = nn.ModuleDict()
         for task in tasks:
-            for which in PARAMETER_SETS:
+            for parameter_set in PARAMETER_SETS:
                 head = task_kind(task.kind).head(task, sizes)
-                self.decoders[adapters.adapter_name(which, decoder(task.name))] = head
+                self.decoders[adapters.adapter_name(parameter_set, decoder(task.name))] = head
         self._parameters_of = {
-            which: {name: self._find_parameters(which, name) for name in self.components} for which in PARAMETER_SETS
+            parameter_set: {name: self._find_parameters(parameter_set, name) for name in self.components}
+            for parameter_set in PARAMETER_SETS
         }
 
-    def _find_parameters(self, which: ParameterSet, component: str) -> dict[str, nn.Parameter]:
+    def _find_parameters(self, parameter_set: ParameterSet, component: str) -> dict[str, nn.Parameter]:
         match family(component):
             case "encoder":
-                return self.encoders[component.split("/")[1]].parameters_of(which)
+                return self.encoders[component.split("/")[1]].parameters_of(parameter_set)
             case "decoder":
-                return dict(self.decoders[adapters.adapter_name(which, component)].named_parameters())
+                return dict(self.decoders[adapters.adapter_name(parameter_set, component)].named_parameters())
             case _:
-                return adapters.adapter_parameters(self.backbone, which, component)
+                return adapters.adapter_parameters(self.backbone, parameter_set, component)
 
-    def trainable(self, which: ParameterSet) -> dict[str, nn.Parameter]:
+    def trainable(self, parameter_set: ParameterSet) -> dict[str, nn.Parameter]:
         """Every trainable parameter of a set as ``component:tensor``, sorted, so that sums over them are repeatable."""
-        named = {f"{c}:{n}": p for c, group in self._parameters_of[which].items() for n, p in group.items()}
+        named = {f"{c}:{n}": p for c, group in self._parameters_of[parameter_set].items() for n, p in group.items()}
         return dict(sorted(named.items()))
 
-    def state(self, which: ParameterSet, components: Iterable[str] | None = None) -> Tensors:
+    def state(self, parameter_set: ParameterSet, components: Iterable[str] | None = None) -> Tensors:
         """float32 copies of the set's components (all of them by default)."""
         names = self.components if components is None else components
-        groups = self._parameters_of[which]
+        groups = self._parameters_of[parameter_set]
         return {
             name: {key: groups[name][key].detach().float().cpu().numpy().copy() for key in sorted(groups[name])}
             for name in names
         }
 
     @torch.no_grad()
-    def load(self, which: ParameterSet, tensors: Tensors) -> None:
+    def load(self, parameter_set: ParameterSet, tensors: Tensors) -> None:
         """Copy every owned component into a set, strictly (METHOD.md section 8, trap 1).
 
         Raises ValueError unless ``tensors`` holds each tensor of each owned component in its shape. Components that
         this model does not own are an error too.
         """
         _require_equal("components", set(self.components), set(tensors))
-        for name, group in self._parameters_of[which].items():
+        for name, group in self._parameters_of[parameter_set].items():
             _require_equal(f"tensors of {name}", set(group), set(tensors[name]))
             for key, parameter in group.items():
                 value = tensors[name][key]
@@ -120,15 +121,17 @@ class TapModel(nn.Module):
         for part in (*self.encoders.values(), self.backbone):
             part.recompute = on
 
-    def encode(self, batch: TaskBatch, which: ParameterSet) -> Tokens:
+    def encode(self, batch: TaskBatch, parameter_set: ParameterSet) -> Tokens:
         """The backbone's tokens for a batch of one task."""
         streams: dict[Modality, Tensor] = {}
         masks: dict[Modality, Tensor | None] = {}
         for modality in batch.task.inputs:
             inputs = batch.image if modality == "image" else batch.input_ids
             masks[modality] = None if modality == "image" else batch.attention_mask.bool()
-            streams[modality] = self.encoders[modality](inputs, masks[modality], which, batch.prefixes.get(modality))
-        values = self.backbone(streams, masks, batch.task.kind, which)
+            streams[modality] = self.encoders[modality](
+                inputs, masks[modality], parameter_set, batch.prefixes.get(modality)
+            )
+        values = self.backbone(streams, masks, batch.task.kind, parameter_set)
         whole = [
             x.new_ones(x.shape[:2], dtype=torch.bool) if masks[m] is None else masks[m] for m, x in streams.items()
         ]
@@ -147,23 +150,23 @@ class TapModel(nn.Module):
             parts.append(torch.nn.functional.normalize(pooled, dim=-1))
         return torch.cat(parts, dim=-1)
 
-    def decode(self, task: TaskConfig, tokens: Tokens, target: Tensor, which: ParameterSet) -> Tensor:
+    def decode(self, task: TaskConfig, tokens: Tokens, target: Tensor, parameter_set: ParameterSet) -> Tensor:
         """The decoder's output (batch, ...); for text the logits (batch, words, V).
 
         For text, ``target`` is fed in as the words before each word (teacher forcing); padding in it is harmless.
         """
-        module = self.decoder(task.name, which)
+        module = self.decoder(task.name, parameter_set)
         if isinstance(module, TextDecoder):
             words = target[:, :-1].clamp(min=0)
             return module(tokens.values, tokens.mask, words, self.embeddings)[0]  # type: ignore[no-any-return]
         return module(tokens)  # type: ignore[no-any-return]
 
-    def forward(self, batch: TaskBatch, which: ParameterSet) -> Tensor:
+    def forward(self, batch: TaskBatch, parameter_set: ParameterSet) -> Tensor:
         """The output of ``decode`` for a batch of one task, through the components of one set."""
-        return self.decode(batch.task, self.encode(batch, which), batch.target, which)
+        return self.decode(batch.task, self.encode(batch, parameter_set), batch.target, parameter_set)
 
-    def decoder(self, task_name: str, which: ParameterSet) -> nn.Module:
-        return self.decoders[adapters.adapter_name(which, decoder(task_name))]
+    def decoder(self, task_name: str, parameter_set: ParameterSet) -> nn.Module:
+        return self.decoders[adapters.adapter_name(parameter_set, decoder(task_name))]
 
 
 def build_model(config: FederationConfig, tasks: Sequence[TaskConfig], foundation: Foundation) -> TapModel:

@@ -43,7 +43,7 @@ class Phase:
 
 def train(
     model: TapModel,
-    which: ParameterSet,
+    parameter_set: ParameterSet,
     data: Mapping[str, Sequence[Example]],
     settings: TrainingConfig,
     phase: Phase,
@@ -66,7 +66,7 @@ def train(
     torch.manual_seed(phase.seed)
     model.train()
     model.recompute(resources.checkpointing)
-    parameters = list(model.trainable(which).values())
+    parameters = list(model.trainable(parameter_set).values())
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = accelerator.prepare(
@@ -87,7 +87,7 @@ def train(
         """Per example, (batch,)."""
         addition = None if extra is None else extra(batch)
         with accelerator.autocast():
-            output = model(batch, which)
+            output = model(batch, parameter_set)
         each = task_kind(batch.task.kind).loss(output, batch.target)
         if count:
             totals[batch.task.name] += float(each.detach().double().sum())

@@ -22,8 +22,8 @@ def exported(mini_config, mini_examples, tmp_path_factory):
     model = build_model(config, tasks, load_foundation(config.foundation))
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
-        for which in PARAMETER_SETS:
-            for parameter in model.trainable(which).values():
+        for parameter_set in PARAMETER_SETS:
+            for parameter in model.trainable(parameter_set).values():
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     directory = tmp_path_factory.mktemp("exports")
     for task in tasks:

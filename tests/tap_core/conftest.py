@@ -26,10 +26,10 @@ def randomise() -> Callable[..., None]:
     """Fill a parameter set with seeded noise, so that adapters are not at their zero start."""
     import torch
 
-    def fill(model: Any, which: str, seed: int = 5) -> None:
+    def fill(model: Any, parameter_set: str, seed: int = 5) -> None:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for parameter in model.trainable(which).values():
+            for parameter in model.trainable(parameter_set).values():
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
 
     return fill

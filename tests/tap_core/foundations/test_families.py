@@ -62,8 +62,8 @@ def whole(directory: Path) -> Any:
 def model(whole: Any) -> Any:
     version_0 = whole.state("federated")
     yield whole.eval()
-    for which in PARAMETER_SETS:
-        whole.load(which, version_0)
+    for parameter_set in PARAMETER_SETS:
+        whole.load(parameter_set, version_0)
 
 
 def build(directory: Path, *tasks: str) -> Any:
@@ -123,8 +123,8 @@ def test_trap_3_a_forward_pass_touches_exactly_the_components_that_the_task_uses
     """And every tensor of them."""
     randomise(model, "federated")
     for task in model.tasks.values():
-        for which in PARAMETER_SETS:
-            for parameter in model.trainable(which).values():
+        for parameter_set in PARAMETER_SETS:
+            for parameter in model.trainable(parameter_set).values():
                 parameter.grad = None
         model(batch_of(model, task.name), "federated").square().sum().backward()
         used = set(components_of_task(task))
@@ -235,7 +235,7 @@ def test_trap_9_the_frozen_weights_are_loaded_once_and_stay_once_in_memory(
 
 
 def test_frozen_weights_never_train_and_are_the_same_while_the_model_trains(model: Any) -> None:
-    trainable = {id(p) for which in PARAMETER_SETS for p in model.trainable(which).values()}
+    trainable = {id(p) for parameter_set in PARAMETER_SETS for p in model.trainable(parameter_set).values()}
     assert not [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in trainable]
     batch = batch_of(model, "ask")
     with torch.no_grad():
@@ -326,9 +326,9 @@ def test_a_new_projection_is_each_sets_own(directory: Path, family: str, model: 
     assert [key for key in model.trainable("personal") if "project" in key] == names
     batch = batch_of(model, "letters")
     with torch.no_grad():
-        before = {which: model(batch, which) for which in PARAMETER_SETS}
+        before = {parameter_set: model(batch, parameter_set) for parameter_set in PARAMETER_SETS}
         model.trainable("personal")["encoder/text:project.weight"].mul_(2)
-        after = {which: model(batch, which) for which in PARAMETER_SETS}
+        after = {parameter_set: model(batch, parameter_set) for parameter_set in PARAMETER_SETS}
     assert torch.equal(before["federated"], after["federated"])
     assert not torch.equal(before["personal"], after["personal"])
 

@@ -66,13 +66,13 @@ def used_by_hand(task: str) -> set[str]:
 def test_a_training_step_changes_exactly_the_components_of_its_task(build: Make, examples: Make, task: str) -> None:
     """On a device that owns the other tasks' components too."""
     model = build()
-    before = {which: model.state(which) for which in ("federated", "personal")}
+    before = {parameter_set: model.state(parameter_set) for parameter_set in ("federated", "personal")}
     accelerator = make_accelerator(Runtime(device="cpu", threads=1), 1)
     phase = Phase("p", 1, 1, 1e-2)
     train(model, "federated", {task: examples(task)}, TrainingConfig(batch_size=6), phase, accelerator)
     changed = {
-        which: {c for c, g in model.state(which).items() if any((g[k] != group[c][k]).any() for k in g)}
-        for which, group in before.items()
+        parameter_set: {c for c, g in model.state(parameter_set).items() if any((g[k] != group[c][k]).any() for k in g)}
+        for parameter_set, group in before.items()
     }
     assert changed == {"federated": used_by_hand(task), "personal": set()}
     assert set(owned_components([model.tasks[task]])) == used_by_hand(task) < set(model.components)

@@ -74,8 +74,8 @@ def test_trap_3_a_forward_pass_touches_exactly_the_components_that_the_task_uses
     model = mini_model()
     randomise(model, "federated")
     for task in model.tasks.values():
-        for which in PARAMETER_SETS:
-            for parameter in model.trainable(which).values():
+        for parameter_set in PARAMETER_SETS:
+            for parameter in model.trainable(parameter_set).values():
                 parameter.requires_grad_(True)
                 parameter.grad = None
         model(batch_of(model, mini_examples, task.name), "federated").square().sum().backward()
@@ -106,7 +106,11 @@ def test_trap_7_with_b_zero_the_output_is_that_without_adapters_bit_for_bit(
 
     def outputs() -> dict[tuple[str, str], torch.Tensor]:
         with torch.no_grad():
-            return {(task, which): model(batch, which) for task, batch in batches.items() for which in PARAMETER_SETS}
+            return {
+                (task, parameter_set): model(batch, parameter_set)
+                for task, batch in batches.items()
+                for parameter_set in PARAMETER_SETS
+            }
 
     def bypassed() -> dict[tuple[str, str], torch.Tensor]:
         with monkeypatch.context() as patch:
@@ -116,8 +120,8 @@ def test_trap_7_with_b_zero_the_output_is_that_without_adapters_bit_for_bit(
     adapted, plain = outputs(), bypassed()
     assert len(model.tasks) == 6 and len(adapted) == 12
     assert [key for key in plain if not torch.equal(adapted[key], plain[key])] == []
-    for which in PARAMETER_SETS:
-        for key, parameter in model.trainable(which).items():
+    for parameter_set in PARAMETER_SETS:
+        for key, parameter in model.trainable(parameter_set).items():
             if key.endswith("lora_B"):
                 parameter.data.fill_(0.05)
     moved, plain_again = outputs(), bypassed()  # the bypass was one: B would have been seen, and is not seen in it
@@ -180,7 +184,7 @@ def test_trap_9_the_frozen_weights_are_loaded_once_and_stay_once_in_memory(
 
 def test_frozen_weights_never_train(mini_model: Make) -> None:
     model = mini_model()
-    trainable = {id(p) for which in PARAMETER_SETS for p in model.trainable(which).values()}
+    trainable = {id(p) for parameter_set in PARAMETER_SETS for p in model.trainable(parameter_set).values()}
     assert not [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in trainable]
 
 

@@ -162,9 +162,9 @@ def test_trap_11_training_routes_every_example_of_a_mixed_batch_by_its_own_task(
     passed: list[tuple[str, str]] = []
     forward = TapModel.forward
 
-    def spy(self: TapModel, batch: TaskBatch, which: Any) -> torch.Tensor:
+    def spy(self: TapModel, batch: TaskBatch, parameter_set: Any) -> torch.Tensor:
         passed.extend((batch.task.name, owner[row.numpy().tobytes()]) for row in batch.image)
-        return forward(self, batch, which)
+        return forward(self, batch, parameter_set)
 
     monkeypatch.setattr(TapModel, "forward", spy)
     accelerator = make_accelerator(Runtime(device="cpu", threads=1), 1)

@@ -144,7 +144,12 @@ def test_evaluation_is_of_the_named_set_without_dropout(mini_model: Make, mini_e
     for seed in (1, 2):
         torch.manual_seed(seed)
         model.train()
-        scores.append([evaluate(model, which, task, test, accelerator).main for which in ("federated", "personal")])
+        scores.append(
+            [
+                evaluate(model, parameter_set, task, test, accelerator).main
+                for parameter_set in ("federated", "personal")
+            ]
+        )
     assert scores[0] == scores[1] and scores[0][0] != scores[0][1]
 
 
@@ -159,10 +164,10 @@ def test_finish_measures_the_received_set_and_the_incoming_personal_set_before_s
     randomise(source, "personal", seed=2)
     received, personal = source.state("federated"), source.state("personal")
 
-    def scores(model: Any, which: str) -> dict[str, float]:
+    def scores(model: Any, parameter_set: str) -> dict[str, float]:
         for n in TASKS:
             model.preprocessor.fit(model.tasks[n], data[n].train)
-        return {n: evaluate(model, which, model.tasks[n], data[n].test, accelerator).main for n in TASKS}
+        return {n: evaluate(model, parameter_set, model.tasks[n], data[n].test, accelerator).main for n in TASKS}
 
     wanted = {"federated": scores(source, "federated"), "stage1": scores(source, "personal")}
     device = Participant(config, "d", mini_model(), data, CPU)

@@ -163,7 +163,7 @@ def test_the_student_trains_under_a_frozen_teacher(
     model = mini_model("colour", "ask")
     randomise(model, "federated")
     data = {name: mini_examples(name).train for name in model.tasks}
-    began = {which: model.state(which) for which in ("federated", "personal")}
+    began = {parameter_set: model.state(parameter_set) for parameter_set in ("federated", "personal")}
     seen: list[tuple[str, int, Any, Any]] = []
 
     def snapshot(phase: str, step: int, steps: int) -> None:

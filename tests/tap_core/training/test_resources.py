@@ -127,7 +127,7 @@ def test_the_cache_changes_no_bit_and_computes_each_example_once(
         for phase in ("federated", "personal"):
             settings = TrainingConfig(batch_size=4)
             train(model, phase, data, settings, Phase(phase, 3, 6, 1e-2), make_accelerator(CPU, 1), resources=resources)
-        return {which: model.state(which) for which in ("federated", "personal")}
+        return {parameter_set: model.state(parameter_set) for parameter_set in ("federated", "personal")}
 
     inputs = 2 if task == "ask" else 1
     expected = trained(Resources(Runtime(cache_mb=0)))
@@ -135,10 +135,10 @@ def test_the_cache_changes_no_bit_and_computes_each_example_once(
     given = trained(Resources(directory=tmp_path))
     assert calls == [1] * (10 * inputs)
     assert list(tmp_path.iterdir()) == []  # nothing that anybody else could open, and nothing left behind
-    for which, components in expected.items():
+    for parameter_set, components in expected.items():
         for component, tensors in components.items():
             for name, value in tensors.items():
-                assert np.array_equal(value, given[which][component][name]), (which, component, name)
+                assert np.array_equal(value, given[parameter_set][component][name]), (parameter_set, component, name)
 
 
 def test_the_cache_is_bounded_and_a_full_disk_is_no_end(
