@@ -3,9 +3,10 @@
     python benchmarks/distillation_weight.py --beta 0 0.5 2 --seed 1 --json beta.json
 
 Stage 1 runs once for each seed; stage 2 then runs from its end with each beta, the same for all kinds of task
-(METHOD.md section 5; our KL is a mean per example or token, so the authors' values do not carry over). The test split
-is not touched: a fifth of each task's training items is held out, another fifth for each seed. beta = 0 is training on,
-without a teacher. Printed is each task's metric, and the error left, relative to the first beta, averaged over tasks.
+(docs/method.md section 5; our KL is a mean per example or token, so the authors' values do not carry over). The test
+split is not touched: a fifth of each task's training items is held out, another fifth for each seed. beta = 0 is
+training on, without a teacher. Printed is each task's metric, and the error left, relative to the first beta, averaged
+over tasks.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Which components have too few owners to be federated: `rounds.min_cohort` of METHOD.md section 4, "Cohorts".
+"""Which components have too few owners to be federated: `rounds.min_cohort` of docs/method.md section 4, "Cohorts".
 
 Owners are the devices that have said hello and are enrolled. With a `min_cohort` of 1 nothing stays at home, and what a
 single device owns is averaged alone: then its update is what every later owner reads, and the operator is told so.

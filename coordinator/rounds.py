@@ -1,4 +1,4 @@
-"""The course of a federation as a pure state machine: events and ``now`` in, actions out (METHOD.md section 4).
+"""The course of a federation as a pure state machine: events and ``now`` in, actions out (docs/method.md section 4).
 
     waiting --enough members--> open --all reported, or deadline with a quorum--> closing --Committed--> open ...
        ^                         |                                                           last round: finishing

@@ -1,6 +1,6 @@
 """Users' data to examples: the rows of tables, read as one of the federation's tasks and split by source item.
 
-It knows tasks, classes and how train and test are kept apart (METHOD.md section 8, trap 5). It does not know file
+It knows tasks, classes and how train and test are kept apart (docs/method.md section 8, trap 5). It does not know file
 formats (`tables`) nor batches. Everything that can be wrong with the data is found here, before training, and said in
 one line; only damage inside an image whose header is sound shows later, when the image is drawn.
 """
@@ -106,7 +106,7 @@ def load_task(
     """The examples of one task, train and test disjoint by source item.
 
     With ``cut_decision_set`` an eighth of the training examples, 32 to 256 but never more than half of them, becomes
-    the decision set, by source item too (METHOD.md section 9).
+    the decision set, by source item too (docs/method.md section 9).
 
     Without a test split, items whose hash with ``seed`` falls below ``test_fraction`` become the test split: the same
     items in every run, for every task of the federation that shares them, and after more data has been added. Raises
@@ -163,7 +163,7 @@ def count_tasks(data: Mapping[str, TaskData]) -> dict[str, int]:
 def require_disjoint(
     task: str, train: Examples, train_items: Sequence[str], test: Examples, test_items: Sequence[str]
 ) -> None:
-    """Raise UsageError, naming one shared item, if an item is on both sides (METHOD.md section 8, trap 5)."""
+    """Raise UsageError, naming one shared item, if an item is on both sides (docs/method.md section 8, trap 5)."""
     seen = set(train_items)
     shared = [index for index, item in enumerate(test_items) if item in seen]
     if shared:

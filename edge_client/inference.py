@@ -145,7 +145,7 @@ def normalise(pixels: np.ndarray, settings: ImageSettings) -> np.ndarray:
 def to_pixels(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
     """Normalised float (3, height, width) to uint8 (height, width, 3).
 
-    Rounded and clipped while still float: a cast to uint8 wraps round (METHOD.md section 8, trap 6).
+    Rounded and clipped while still float: a cast to uint8 wraps round (docs/method.md section 8, trap 6).
     """
     mean, std = _per_channel(settings)
     restored = (image.astype(np.float32) * std + mean) * np.float32(255)

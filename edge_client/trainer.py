@@ -33,7 +33,7 @@ Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 
 
 class LocalTrainer:
-    """One device's participant, driven with encoded components (METHOD.md sections 4 and 5).
+    """One device's participant, driven with encoded components (docs/method.md sections 4 and 5).
 
     ``participant`` may be any object with the methods `take_part` and `finish` of
     `tap_core.algorithms.participant.Participant`.

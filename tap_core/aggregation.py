@@ -1,4 +1,6 @@
-"""The coordinator's step: one component's next value from those of the devices that reported it (METHOD.md section 4).
+"""The coordinator's step: a component's next value from those of the devices that reported it.
+
+The source is docs/method.md section 4. The ways to make it:
 
     mean           W_r <- sum_i n_{i,r} w_{i,r} / sum_i n_{i,r}
     trimmed_mean   each value: the k largest and the k smallest are left out, the rest averaged, every device alike

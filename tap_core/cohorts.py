@@ -1,4 +1,4 @@
-"""Which components are federated, and which stay at home (METHOD.md section 4, "Cohorts").
+"""Which components are federated, and which stay at home (docs/method.md section 4, "Cohorts").
 
 An average over one owner is that owner's update. So a component is federated only if `rounds.min_cohort` enrolled
 devices own it; any other is neither sent nor averaged, and each owner keeps its w_r to itself from round to round.

@@ -1,7 +1,7 @@
-"""Which components a task uses: the one map of the method (METHOD.md section 3, "Components").
+"""Which components a task uses: the one map of the method (docs/method.md section 3, "Components").
 
 Ownership, forward routing, the wire filter, aggregation and replacement all call the functions of this module, so
-they cannot disagree about a name (METHOD.md section 8, trap 3). It knows names only: no tensors, no torch.
+they cannot disagree about a name (docs/method.md section 8, trap 3). It knows names only: no tensors, no torch.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -89,7 +89,7 @@ def family(component: str) -> ComponentFamily:
 
 
 def components_of_task(task: Task) -> tuple[str, ...]:
-    """Every component that ``task`` uses, sorted (METHOD.md section 3)."""
+    """Every component that ``task`` uses, sorted (docs/method.md section 3)."""
     names = {decoder(task.name)}
     for modality in task.inputs:
         names.add(encoder(modality))
@@ -105,7 +105,7 @@ def owned_components(tasks: Iterable[Task]) -> tuple[str, ...]:
 
 
 def examples_per_component(tasks: Iterable[Task], examples: Mapping[str, int]) -> dict[str, int]:
-    """n_{i,r}: for each owned component, the sum of n_{i,o} over the tasks that use it (METHOD.md section 4).
+    """n_{i,r}: for each owned component, the sum of n_{i,o} over the tasks that use it (docs/method.md section 4).
 
     ``examples`` holds n_{i,o}, the number of training examples, by task name.
     """

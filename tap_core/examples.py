@@ -22,10 +22,11 @@ class Example:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A device's examples of one task; ``test`` may be empty. The parts share no source item (METHOD.md section 8, 5).
+    """A device's examples of one task; ``test`` may be empty. The parts share no source item (docs/method.md section 8,
+    trap 5).
 
-    ``decision``: cut from the training items for a trigger that compares sets on held-out examples (METHOD.md section
-    9), never trained on; empty where no trigger needs it.
+    ``decision``: cut from the training items for a trigger that compares sets on held-out examples (docs/method.md
+    section 9), never trained on; empty where no trigger needs it.
     """
 
     train: Sequence[Example]

@@ -2,7 +2,7 @@
 
 Pretraining runs the model exactly as tap_core's backbone does later: no multimodal [CLS] token, the first multimodal
 layer (MoTE) on each modality's stream on its own, the second (MoME) on the tokens of all modalities together, and no
-layer norm after it (METHOD.md section 3). This module knows FLAVA's classes; it knows neither data nor objectives.
+layer norm after it (docs/method.md section 3). This module knows FLAVA's classes; it knows neither data nor objectives.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Algorithms of personalization: one file each, one line below (METHOD.md section 10). Importing it loads no torch."""
+"""Algorithms of personalization: one file each, one line below (docs/method.md section 10). This loads no torch."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What an algorithm of personalization is: what a device does in a round and at the end (METHOD.md section 10).
+"""What an algorithm of personalization is: what a device does in a round and at the end (docs/method.md section 10).
 
 It knows a device's model, data and machine, as `Local`, and its state. It does not know who carries tensors, files,
 other devices, or how results are measured.

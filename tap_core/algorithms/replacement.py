@@ -1,4 +1,4 @@
-"""Replacement: which personal components become copies of the federated ones (METHOD.md section 4, step 3).
+"""Replacement: which personal components become copies of the federated ones (docs/method.md section 4, step 3).
 
 It knows which tasks' triggers fired and names of components. No tensors, no torch.
 """

@@ -1,4 +1,4 @@
-"""TAP, Two-Stage Adaptive Personalization (arXiv 2509.26524), on one device: METHOD.md sections 4 and 5.
+"""TAP, Two-Stage Adaptive Personalization (arXiv 2509.26524), on one device: docs/method.md sections 4 and 5.
 
 It reads as the sections do. It does not know who carries tensors, files or other devices.
 """

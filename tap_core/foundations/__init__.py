@@ -1,4 +1,4 @@
-"""Families of foundations: one file each, one line below (METHOD.md section 3). Importing this loads no torch."""
+"""Families of foundations: one file each, one line below (docs/method.md section 3). Importing this loads no torch."""
 
 import functools
 from pathlib import Path
@@ -20,7 +20,8 @@ FOUNDATIONS.add("dual", "tap_core.foundations.dual:load")
 
 
 def load_foundation(source: str) -> "Foundation":
-    """The foundation at ``source``, a directory or hub id; a second call returns the same object (METHOD.md 8, 9).
+    """The foundation at ``source``, a directory or hub id; a second call returns the same object (docs/method.md
+    section 8, trap 9).
 
     Raises UsageError if there is none, if its family is not known, or if its files are damaged or incomplete.
     """

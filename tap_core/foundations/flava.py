@@ -1,6 +1,6 @@
 """FLAVA: an image encoder, a text encoder and a multimodal encoder whose first 2L layers are the backbone.
 
-It knows transformers' FlavaModel (METHOD.md section 3). It does not know tasks, adapters or decoders.
+It knows transformers' FlavaModel (docs/method.md section 3). It does not know tasks, adapters or decoders.
 """
 
 from pathlib import Path

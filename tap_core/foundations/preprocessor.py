@@ -47,7 +47,8 @@ class Preprocessor:
     def pixels(self, image: np.ndarray) -> np.ndarray:
         """Normalised float (3, height, width) back to uint8 (height, width, 3).
 
-        Clipped and rounded before the cast, so that values out of range do not wrap round (METHOD.md section 8, 6).
+        Clipped and rounded before the cast, so that values out of range do not wrap round (docs/method.md section 8,
+        trap 6).
         """
         restored = (image.astype(np.float32) * self.std + self.mean) * 255.0
         return np.clip(np.rint(restored), 0, 255).astype(np.uint8).transpose(1, 2, 0)

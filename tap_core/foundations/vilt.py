@@ -1,7 +1,7 @@
 """ViLT: patch and word embeddings are the encoders, and of one encoder's layers the first 2L are the backbone.
 
-It knows transformers' ViltModel (METHOD.md section 3). It does not know tasks, adapters or decoders. An image is the
-square that the model was pretrained on, so its patches are all used, in their order: nothing is padded or drawn.
+It knows transformers' ViltModel (docs/method.md section 3). It does not know tasks, adapters or decoders. An image is
+the square that the model was pretrained on, so its patches are all used, in their order: nothing is padded or drawn.
 """
 
 from pathlib import Path

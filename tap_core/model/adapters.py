@@ -1,11 +1,11 @@
-"""LoRA adapters on frozen modules, keyed by parameter set and component, with peft (METHOD.md section 3).
+"""LoRA adapters on frozen modules, keyed by parameter set and component, with peft (docs/method.md section 3).
 
 One frozen linear layer carries many adapters: one per component that passes through it, for each of the two parameter
 sets. This module injects them, lists their parameters and applies several of them at once. It does not know layers.
 
     y = W x + b + (alpha / r) B A dropout(x)
 
-B starts at zero, so a new adapter computes the pretrained function (METHOD.md section 8, trap 7).
+B starts at zero, so a new adapter computes the pretrained function (docs/method.md section 8, trap 7).
 """
 
 import copy

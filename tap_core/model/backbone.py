@@ -1,4 +1,4 @@
-"""The backbone: L MoTE layers, then L MoME layers, over frozen pre-norm transformer layers (METHOD.md section 3).
+"""The backbone: L MoTE layers, then L MoME layers, over frozen pre-norm transformer layers (docs/method.md section 3).
 
 Every token stream takes the four paths of ``tap_core.components.PATHS``, stacked on a leading axis. Routing is hard:
 the path, the modality and the task kind name the adapter of each linear layer. The backbone knows names of adapters and

@@ -1,4 +1,4 @@
-"""A frozen encoder with the adapters of its component, for both parameter sets (METHOD.md section 3, item 1).
+"""A frozen encoder with the adapters of its component, for both parameter sets (docs/method.md section 3, item 1).
 
 It knows `Encoder` and adapters. It does not know what a foundation's family is, nor the backbone.
 """

@@ -1,7 +1,7 @@
 """The whole model of one device: frozen encoders and backbone, and two sets of trainable components.
 
 It maps component names to parameters, loads and reads them strictly, and runs a task's batch through the components of
-one parameter set. It does not know training, rounds or files (METHOD.md section 3).
+one parameter set. It does not know training, rounds or files (docs/method.md section 3).
 """
 
 from collections.abc import Iterable, Sequence
@@ -86,7 +86,7 @@ class TapModel(nn.Module):
 
     @torch.no_grad()
     def load(self, parameter_set: ParameterSet, tensors: Tensors) -> None:
-        """Copy every owned component into a set, strictly (METHOD.md section 8, trap 1).
+        """Copy every owned component into a set, strictly (docs/method.md section 8, trap 1).
 
         Raises ValueError unless ``tensors`` holds each tensor of each owned component in its shape. Components that
         this model does not own are an error too.

@@ -1,4 +1,4 @@
-"""The federation's settings: `federation.toml` as a frozen pydantic model (METHOD.md section 6 names the quantities).
+"""The federation's settings: `federation.toml` as a frozen pydantic model (its terms: docs/method.md section 6).
 
 It knows the file format and the limits of each value. It does not know tensors, devices or sockets, and needs no torch.
 """
@@ -89,7 +89,7 @@ class LoraConfig(Settings):
 
 
 class ModelConfig(Settings):
-    """Sizes of what is built around the frozen encoders (METHOD.md section 3)."""
+    """Sizes of what is built around the frozen encoders (docs/method.md section 3)."""
 
     stage_layers: int | None = Field(
         default=None,
@@ -190,7 +190,7 @@ Shares = Literal["proportional", "equal"]
 
 
 class TrainingConfig(Settings):
-    """One phase of local training (METHOD.md section 4, steps 2 and 4)."""
+    """One phase of local training (docs/method.md section 4, steps 2 and 4)."""
 
     steps: int = Field(default=20, ge=1, description="tau, optimizer steps per phase.")
     batch_size: int = Field(default=32, ge=1, description="Examples per batch, shared among the device's tasks.")
@@ -234,7 +234,7 @@ class PerKind(Settings):
 
 
 class Margins(PerKind):
-    """Margin of each task kind: how much lower the federated loss must be (METHOD.md section 6)."""
+    """Margin of each task kind: how much lower the federated loss must be (docs/method.md section 6)."""
 
     default = "margin"
 
@@ -250,7 +250,7 @@ SharedReplacement = Literal["all", "any"]
 
 
 class TapConfig(Settings):
-    """Margin replacement (METHOD.md section 4, step 3)."""
+    """Margin replacement (docs/method.md section 4, step 3)."""
 
     indicator: Annotated[str, _one_of(INDICATORS)] = Field(
         default="loss", description="What held-out examples are scored by, for decisions that compare on them."
@@ -269,7 +269,7 @@ class TapConfig(Settings):
 
 
 class DistillationConfig(Settings):
-    """Stage 2 (METHOD.md section 5)."""
+    """Stage 2 (docs/method.md section 5)."""
 
     steps: int = Field(
         default=50, ge=0, description="P, steps of the teacher and then of the student; 0 skips stage 2."

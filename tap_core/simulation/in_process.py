@@ -1,4 +1,4 @@
-"""The whole of TAP in one process, written as METHOD.md reads: the oracle for the networked federation.
+"""The whole of TAP in one process, written as docs/method.md reads: the oracle for the networked federation.
 
 It knows participants, cohorts and aggregation. It does not know files, sockets, processes or failures.
 """

@@ -1,4 +1,4 @@
-"""Task kinds: one file each, one line below (METHOD.md section 2). Importing this loads no torch.
+"""Task kinds: one file each, one line below (docs/method.md section 2). Importing this loads no torch.
 
 A task kind says what a task's data hold, what its decoder is, and how good an answer is. Another package adds one with
 `KINDS.add` or an entry point (`tap_core.registry`); docs/method.md and CONTRIBUTING.md show how.

@@ -57,7 +57,7 @@ class TaskKind(ABC):
     """What the exported graph calls the decoder's output."""
 
     margin: ClassVar[float] = 0.01
-    """Default of `tap.margins` (METHOD.md section 6)."""
+    """Default of `tap.margins` (docs/method.md section 6)."""
 
     beta: ClassVar[float] = 0.5
     """Default of `distillation.beta`: measured, see docs/results.md."""
@@ -107,11 +107,12 @@ class TaskKind(ABC):
     @abstractmethod
     def loss(self, output: "Tensor", target: "Tensor") -> "Tensor":
         """The training loss of each example, float32 (n,): a mean within the example, so that neither a batch's size
-        nor a task's share of it enters (METHOD.md section 8, trap 10)."""
+        nor a task's share of it enters (docs/method.md section 8, trap 10)."""
 
     @abstractmethod
     def divergence(self, student: "Tensor", teacher: "Tensor", target: "Tensor", temperature: float) -> "Tensor":
-        """T^2 KL(teacher || student) of each example, float32 (n,), or what stands in for it (METHOD.md section 5)."""
+        """T^2 KL(teacher || student) of each example, float32 (n,), or what stands in for it (docs/method.md section
+        5)."""
 
     # --- answers
 
@@ -125,7 +126,7 @@ class TaskKind(ABC):
 
     def trivial(self, task: "TaskConfig", train: Sequence[Any], test: Sequence[Example]) -> Mapping[str, Sequence[Any]]:
         """Answers to ``test`` that need no model, by name; ``train``: right answers of the train split. The best of
-        them is the task's floor (METHOD.md section 11)."""
+        them is the task's floor (docs/method.md section 11)."""
         return {}
 
     def more_metrics(self, settings: "EvaluationConfig") -> tuple[Metric, ...]:

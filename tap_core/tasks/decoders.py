@@ -1,4 +1,4 @@
-"""The task decoders: small heads on the backbone's tokens, trained in full (METHOD.md section 3, item 3).
+"""The task decoders: small heads on the backbone's tokens, trained in full (docs/method.md section 3, item 3).
 
 They know shapes of tokens and outputs. They do not know where tokens come from, losses or parameter sets.
 Shapes: B examples, T tokens, d hidden size, V vocabulary, w decoder width.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tap_core.tasks.decoders import HeadSizes
 
 GENERATED_IMAGE_SIZE = 64
-"""Side of a generated image in pixels (METHOD.md section 3)."""
+"""Side of a generated image in pixels (docs/method.md section 3)."""
 
 
 class ImageGeneration(TaskKind):

@@ -1,4 +1,4 @@
-"""What several kinds' losses are made of, per example (METHOD.md section 5)."""
+"""What several kinds' losses are made of, per example (docs/method.md section 5)."""
 
 import torch.nn.functional as F
 from torch import Tensor

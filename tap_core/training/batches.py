@@ -1,6 +1,6 @@
-"""How batches are drawn from a device's examples: which, of which task, in which order (METHOD.md section 4, step 2).
+"""How batches are drawn from a device's examples: which, of which task, in which order.
 
-It knows seeds and numbers of examples. It does not know what an example holds.
+The source is docs/method.md section 4, step 2. It knows seeds and numbers of examples, not what an example holds.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
 """How good a parameter set is on held-out examples, how good the floor is, and samples to look at.
 
-Metrics are over examples, never means of batch means (METHOD.md section 6). It knows the model's outputs and asks the
-task's kind what they are worth. It does not know rounds or files.
+Metrics are over examples, never means of batch means (docs/method.md section 6). It knows the model's outputs and asks
+the task's kind what they are worth. It does not know rounds or files.
 """
 
 import base64
@@ -83,7 +83,7 @@ def floor(
     settings: EvaluationConfig = DEFAULT,
     neighbours: Sequence[int] | None = None,
 ) -> tuple[str, Score]:
-    """The best trivial answer on the test split, and its name (METHOD.md section 11).
+    """The best trivial answer on the test split, and its name (docs/method.md section 11).
 
     ``neighbours``: as `nearest` gives them; then the answer of the nearest training example is a trivial answer too.
     The trivial answers come from the train split; that the best of them is taken on the test split can only raise the

@@ -1,4 +1,4 @@
-"""One phase of local training of one parameter set, with accelerate (METHOD.md section 4, steps 2 and 4).
+"""One phase of local training of one parameter set, with accelerate (docs/method.md section 4, steps 2 and 4).
 
 It knows batches, losses, the optimizer and the machine. It does not know rounds, replacement or where parameters go.
 """
@@ -56,7 +56,8 @@ def train(
     """Train one parameter set; returns the mean training loss per example by task, h[o], without ``extra``.
 
     ``data``: training examples by task. Each step minimises the mean loss over the batch's examples, whatever their
-    tasks: with shares in proportion to n_{i,o} that is the objective which aggregation averages (METHOD.md section 4).
+    tasks: with shares in proportion to n_{i,o} that is the objective which aggregation averages (docs/method.md section
+    4).
     The optimizer is AdamW, made anew for the phase. Equal seeds on equal machines give equal bits in float32 on a CPU.
     ``resources``: a device's own, kept from phase to phase; its data must then be the same in each. A batch that does
     not fit into their memory is computed in parts, with the gradient of the whole but for rounding.

@@ -22,7 +22,7 @@ _START = 1 / 3
 
 
 def warmed_up(config: FederationConfig, round_number: int) -> float:
-    """The learning rate of a round t of stage 1, t from 0 (METHOD.md section 6).
+    """The learning rate of a round t of stage 1, t from 0 (docs/method.md section 6).
 
         rate(t) = learning_rate * (1/3 + 2/3 * min(1, t / w))
 

@@ -1,4 +1,4 @@
-"""Triggers: when a device takes over what was federated (METHOD.md section 9). Importing this loads no torch.
+"""Triggers: when a device takes over what was federated (docs/method.md section 9). Importing this loads no torch.
 
 A trigger is two choices, each a class in a file of its own and a line below: an indicator scores examples, a decision
 says from scores or losses whether to replace.

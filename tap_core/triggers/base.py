@@ -1,4 +1,4 @@
-"""What a trigger is made of (METHOD.md section 9). It knows one task at a time; it knows no rounds and no files.
+"""What a trigger is made of (docs/method.md section 9). It knows one task at a time; it knows no rounds and no files.
 
 Shapes: n examples.
 """
@@ -44,7 +44,7 @@ class Evidence:
 
 
 class Decision(ABC):
-    """Whether a task's personal components become copies of the federated ones: R[o] of METHOD.md section 4, step 3."""
+    """If a task's personal components become copies of the federated ones: R[o] of docs/method.md section 4, step 3."""
 
     needs_held_out: ClassVar[bool] = False
     """Whether a decision set is cut from each task's training items, which are then never trained on."""

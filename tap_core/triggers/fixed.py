@@ -1,4 +1,4 @@
-"""The paper's decision: the phases' mean training losses differ by more than a margin (METHOD.md section 4, step 3)."""
+"""The paper's decision: the phases' mean training losses differ by over a margin (docs/method.md section 4, step 3)."""
 
 from tap_core.triggers.base import Decision, Evidence
 

@@ -1,4 +1,4 @@
-"""The task's own training loss as indicator, in eval mode (METHOD.md section 9)."""
+"""The task's own training loss as indicator, in eval mode (docs/method.md section 9)."""
 
 from typing import TYPE_CHECKING
 

@@ -142,7 +142,7 @@ def test_the_cut_is_seeded_and_stable_when_data_is_added(federation, tmp_path):
 
 
 def test_trap_5_train_and_test_share_no_source_item(federation, tmp_path, picture):
-    """METHOD.md section 8, trap 5: cut by item, or by content where no column names it, and checked either way."""
+    """docs/method.md section 8, trap 5: cut by item, or by content where no column names it, and checked either way."""
     by_item = load(
         federation, "topic", tmp_path, train=topics(tmp_path / "a.jsonl", 60), item="source", test_fraction=0.4
     )

@@ -1,4 +1,4 @@
-"""TAP written a second time, plainly and slowly, from METHOD.md alone: what the product must compute.
+"""TAP written a second time, plainly and slowly, from docs/method.md alone: what the product must compute.
 
 It shares no code with the product: a pretrained FLAVA's weights, torch's functions, and arithmetic in float64. Nothing
 here is fused, cached, grouped or skipped: four paths are four passes, attention is a softmax of a product, AdamW is its
@@ -118,7 +118,7 @@ class Reference:
         """By component and tensor, where a gradient was as small as float32's rounding errors in some step of some
         phase: Adam makes whole steps of those, in a direction that nobody can predict."""
 
-    # -- which components: METHOD.md section 3 --
+    # -- which components: docs/method.md section 3 --
 
     def components(self, task: str) -> set[str]:
         kind, names = self.tasks[task]["kind"], {f"decoder/{task}"}

@@ -85,7 +85,7 @@ def test_the_update_is_the_federated_set_and_the_personal_set_differs(participan
 def test_every_phase_device_and_round_draws_its_own_examples(
     participant: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """METHOD.md section 4, step 4: x_i trains on batches drawn with another seed than w_i's in step 2."""
+    """docs/method.md section 4, step 4: x_i trains on batches drawn with another seed than w_i's in step 2."""
     drawn: dict[str, list[int]] = {}
     where: dict[int, int] = {}
     batch = Preprocessor.batch

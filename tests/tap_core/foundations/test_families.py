@@ -1,4 +1,4 @@
-"""Every family of foundations, and every kind of tower, under the same traps (METHOD.md section 8)."""
+"""Every family of foundations, and every kind of tower, under the same traps (docs/method.md section 8)."""
 
 import shutil
 from collections.abc import Callable

@@ -52,7 +52,7 @@ def examples(mini_examples: Make) -> Make:
 
 
 def used_by_hand(task: str) -> set[str]:
-    """METHOD.md section 3, written out a second time, so that the one map is checked against the page."""
+    """docs/method.md section 3, written out a second time, so that the one map is checked against the page."""
     m, kind = TASKS[task]["inputs"][0], TASKS[task]["kind"]
     names = {f"encoder/{m}", f"decoder/{task}", f"mote/attention/{m}", "mote/attention/shared"}
     names |= {f"mome/attention/{kind}", "mome/attention/shared"}

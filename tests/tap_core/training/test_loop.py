@@ -140,7 +140,7 @@ def test_every_personal_tensor_gets_a_gradient_in_distillation(
 def test_the_teacher_is_the_received_set_after_p_steps_of_plain_training(
     mini_model: Make, mini_examples: Make, mini_config: Make, randomise: Make
 ) -> None:
-    """METHOD.md section 5, step 1: an untrained teacher, or one trained by another phase, would differ in its bits."""
+    """docs/method.md section 5, step 1: an untrained teacher, or one of another phase, would differ in its bits."""
     config = mini_config(distillation={"steps": 3, "learning_rate": 1e-2})
     model, manual = mini_model("colour", "ask"), mini_model("colour", "ask")
     for one in (model, manual):
