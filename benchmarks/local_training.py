@@ -44,7 +44,7 @@ from tap_core.foundations import load_foundation
 from tap_core.model.tap_model import TapModel, build_model
 from tap_core.settings.federation import FederationConfig
 from tap_core.tasks import task_kind
-from tap_core.training.loop import Phase, train
+from tap_core.training.loop import TrainingPhase, train
 from tap_core.training.runtime import Runtime, make_accelerator
 
 FAMILIES = ("flava", "vilt")
@@ -180,7 +180,7 @@ def train_phase(ground: Ground, phase: str, steps: int, on_step: Callable[[], No
         "federated" if phase == "federated" else "personal",
         ground.data,
         ground.config.training,
-        Phase(phase, 1, steps, 1e-4),
+        TrainingPhase(phase, 1, steps, 1e-4),
         accelerator,
         extra=teaching(ground.model, ground.config, accelerator) if phase == "distilled" else None,
         on_progress=lambda *_: on_step(),

@@ -114,7 +114,7 @@ class Tick:
     """Time has passed; nothing else happened."""
 
 
-Event = (
+RoundEvent = (
     Joined
     | Left
     | Reported

@@ -256,10 +256,10 @@ class Federation:
 
     # events and actions
 
-    async def _handle(self, event: events.Event) -> None:
+    async def _handle(self, event: events.RoundEvent) -> None:
         await self._work.whole(self._step(event))
 
-    async def _step(self, event: events.Event) -> None:
+    async def _step(self, event: events.RoundEvent) -> None:
         async with self._lock:
             await self._perform(self.machine.handle(event, time.monotonic()))
 

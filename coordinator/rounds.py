@@ -29,7 +29,6 @@ from coordinator.events import (
     Committed,
     Completed,
     Declined,
-    Event,
     FailRound,
     Finish,
     Hold,
@@ -44,12 +43,13 @@ from coordinator.events import (
     Renewed,
     Reported,
     Resume,
+    RoundEvent,
     Spent,
 )
 from tap_core.samplers import SAMPLERS
 from tap_core.settings.federation import RoundsConfig
 
-Phase = Literal["waiting", "open", "closing", "finishing", "finished"]
+FederationPhase = Literal["waiting", "open", "closing", "finishing", "finished"]
 Excuse = Literal["rejected", "declined"]
 """Why an attempt does not wait for a device any more."""
 
@@ -104,7 +104,7 @@ class Rounds:
     seed: int
     round: int = 0
     attempt: int = 0
-    phase: Phase = "waiting"
+    phase: FederationPhase = "waiting"
     paused: str | None = None
     current: OpenAttempt | None = None
     members: set[str] = field(default_factory=set)
@@ -172,7 +172,7 @@ class Rounds:
         """Whether the open attempt wants an update from this device."""
         return self.phase == "open" and device in self.missing
 
-    def handle(self, event: Event, now: float) -> list[Action]:
+    def handle(self, event: RoundEvent, now: float) -> list[Action]:
         """Take one event at ``now``; the actions are to be carried out in order before the next event."""
         match event:
             case Joined(device):

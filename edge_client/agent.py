@@ -41,7 +41,7 @@ from protocol.messages import (
     Update,
     Want,
 )
-from protocol.session import BlobReceived, Event
+from protocol.session import BlobReceived, SessionEvent
 from protocol.transfer import Incoming
 from tap_core.components import examples_per_component
 from tap_core.errors import TapError
@@ -215,7 +215,7 @@ class Agent:
             self._say(note)
         return has_ended
 
-    async def _handle(self, connection: Connection, event: Event) -> bool:
+    async def _handle(self, connection: Connection, event: SessionEvent) -> bool:
         """Take one event; True if it was the last of this device's life in the federation."""
         match event:
             case Train() | Finish():

@@ -25,7 +25,7 @@ from edge_client.outages import Disconnected
 from edge_client.tls import CERTIFICATE_HINT, distrust, refusal_of_tls
 from protocol.errors import RemoteProtocolError
 from protocol.messages import CHUNK, MAX_MESSAGE, SUBPROTOCOL, Message
-from protocol.session import Event, Session
+from protocol.session import Session, SessionEvent
 from protocol.transfer import Incoming
 from tap_core.errors import TapError, UsageError
 
@@ -97,7 +97,7 @@ class Connection:
             await asyncio.gather(self._sender, return_exceptions=True)
         await self._socket.close()
 
-    async def receive(self) -> list[Event]:
+    async def receive(self) -> list[SessionEvent]:
         """The events of the next message; none for a chunk in the middle of a blob. Raises Disconnected.
 
         A message that breaks the protocol closes the connection with the code that the session asks for.

@@ -6,7 +6,7 @@ Importing it is slow: it brings torch.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ from tap_core.export.directory import export_task
 from tap_core.foundations import load_foundation
 from tap_core.model.tap_model import build_model
 from tap_core.settings.federation import FederationConfig
+from tap_core.training.progress import OnProgress
 from tap_core.training.runtime import Runtime, check_runtime
 
-Progress = Callable[[str, int, int], None]
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 
 
@@ -50,7 +50,7 @@ class LocalTrainer:
         round_number: int,
         received: Mapping[str, bytes],
         stored: StoredState | None,
-        on_progress: Progress,
+        on_progress: OnProgress,
         *,
         home: Mapping[str, int],
     ) -> tuple[StoredState, dict[str, Any]]:
@@ -82,7 +82,7 @@ class LocalTrainer:
         self,
         received: Mapping[str, bytes],
         stored: StoredState | None,
-        on_progress: Progress,
+        on_progress: OnProgress,
         *,
         home: Mapping[str, int],
         distilling: bool = True,

@@ -20,9 +20,7 @@ from edge_client.private_store import PrivateStore, StoredState
 from tap_core.cohorts import own_values
 from tap_core.errors import Diverged, TapError
 from tap_core.settings.federation import FederationConfig
-
-OnProgress = Callable[[str, int, int], None]
-"""Called in the worker thread with a phase's name, the steps done and their number; it may raise to end the work."""
+from tap_core.training.progress import OnProgress
 
 CACHE_DIRECTORY = "cache"
 

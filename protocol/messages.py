@@ -49,7 +49,7 @@ ComponentName = Annotated[str, Field(strict=True, pattern=r"^[a-z0-9][a-z0-9_/-]
 Digest = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{64}$")]
 Code = Annotated[str, Field(strict=True, pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Line = Annotated[str, Field(strict=True, max_length=1024), AfterValidator(one_line)]
-Phase = Annotated[str, Field(strict=True, max_length=64), AfterValidator(one_line)]
+PhaseName = Annotated[str, Field(strict=True, max_length=64), AfterValidator(one_line)]
 Round = Annotated[int, Field(strict=True, ge=0, le=MAX_ROUND)]
 Count = Annotated[int, Field(strict=True, ge=0, le=MAX_COUNT)]
 Examples = Annotated[int, Field(strict=True, ge=1, le=MAX_COUNT)]
@@ -247,7 +247,7 @@ class Heartbeat(_Part):
     """The device is alive and this far."""
 
     type: Literal["heartbeat"] = "heartbeat"
-    phase: Phase = Field(description="What the device does, in a few words.")
+    phase: PhaseName = Field(description="What the device does, in a few words.")
     step: Count = Field(description="Steps done in this phase.")
     steps: Count = Field(description="Steps of this phase; 0 if unknown.")
 

@@ -58,7 +58,7 @@ class BlobReceived:
     data: bytes
 
 
-Event: TypeAlias = AnyMessage | BlobReceived
+SessionEvent: TypeAlias = AnyMessage | BlobReceived
 """What `receive` returns: every message but Chunk, and BlobReceived."""
 
 
@@ -91,7 +91,7 @@ class Session:
         """Digests that were announced by `expect` and are not complete."""
         return self._transfers.expected
 
-    def receive(self, data: Buffer) -> list[Event]:
+    def receive(self, data: Buffer) -> list[SessionEvent]:
         """Take one WebSocket message; returns no event or one.
 
         Raises RemoteProtocolError, and nothing else, if the peer broke the protocol; the session is closed then.

@@ -178,7 +178,7 @@ def _watch(children: Children, state_dirs: Mapping[str, Path], console: Console,
 
 def _print_summary(console: Console, report: Report, machine: Machine, page: Path) -> None:
     console.print()
-    console.print(results_table(report))
+    console.print(comparison_table(report))
     change = report.error_reduction()
     console.print(
         f"\npersonal against federated: {abs(change):.1%} {'less' if change >= 0 else 'more'} error on average over "
@@ -191,7 +191,7 @@ def _print_summary(console: Console, report: Report, machine: Machine, page: Pat
     console.print(f"report: {page.absolute().as_uri()}", highlight=False, soft_wrap=True)
 
 
-def results_table(report: Report) -> Table:
+def comparison_table(report: Report) -> Table:
     """A row per task below its device; the best value in bold, the bootstrap interval of the last. 80 columns wide."""
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
     for header in ("device and task", "metric"):

@@ -72,7 +72,7 @@ def simulate(
     if as_json:
         typer.echo(json.dumps({"devices": {device: {"tasks": results} for device, results in tasks.items()}}))
     else:
-        Console().print(results_table(tasks))
+        Console().print(simulation_table(tasks))
 
 
 @app.command(epilog="Example: tap demo --out demo-out")
@@ -107,7 +107,7 @@ def info(
     typer.echo(json.dumps(found) if as_json else "\n".join(as_lines(found)))
 
 
-def results_table(devices: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
+def simulation_table(devices: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
     """A row per device and task: floor, federated, stage 1 and personal on the test split, its 95 % below."""
     whole = [Column(header, overflow="fold") for header in ("device", "task")]  # a name is wrapped, never cut
     table = Table(*whole, "metric", "floor", "federated", "stage 1", "personal", box=None)

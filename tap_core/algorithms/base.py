@@ -19,7 +19,8 @@ from tap_core.model.adapters import ParameterSet
 from tap_core.model.tap_model import TapModel, Tensors
 from tap_core.seeds import derive_seed
 from tap_core.settings.federation import FederationConfig, TaskConfig
-from tap_core.training.loop import Extra, Phase, Progress, train
+from tap_core.training.loop import Extra, TrainingPhase, train
+from tap_core.training.progress import OnProgress
 from tap_core.training.resources import Resources
 
 WIRE_DTYPES: dict[str, np.dtype[Any]] = {
@@ -60,7 +61,7 @@ class Local:
     model: TapModel
     data: Mapping[str, TaskData]
     accelerator: Accelerator
-    on_progress: Progress | None = None
+    on_progress: OnProgress | None = None
     resources: Resources | None = None
 
     @property
@@ -91,7 +92,7 @@ class Local:
             parameter_set,
             self.train_examples,
             self.config.training,
-            Phase(phase, seed, steps, learning_rate),
+            TrainingPhase(phase, seed, steps, learning_rate),
             self.accelerator,
             extra=extra,
             on_progress=self.on_progress,

@@ -23,7 +23,7 @@ from tap_core.model.tap_model import TapModel, Tensors
 from tap_core.settings.federation import FederationConfig, TaskConfig
 from tap_core.tasks import task_kind
 from tap_core.training.evaluation import Score, data_uri, evaluate, floor, nearest, samples, shown
-from tap_core.training.loop import Progress
+from tap_core.training.progress import OnProgress
 from tap_core.training.resources import Resources
 from tap_core.training.runtime import Runtime, make_accelerator
 
@@ -32,7 +32,7 @@ SAMPLES = 6
 
 
 @dataclass(frozen=True)
-class Update:
+class LocalUpdate:
     """What a device uploads: its federated components in the wire's dtype and n_{i,r} for each of them."""
 
     round: int
@@ -55,7 +55,7 @@ class RoundReport:
 @dataclass(frozen=True)
 class RoundOutcome:
     state: DeviceState
-    update: Update
+    update: LocalUpdate
     report: RoundReport
 
 
@@ -124,7 +124,7 @@ class Participant:
         round_number: int,
         received: Tensors,
         state: DeviceState,
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
         *,
         home: Mapping[str, int] | None = None,
     ) -> RoundOutcome:
@@ -145,7 +145,7 @@ class Participant:
         wire = on_wire(part.trained, self.config.wire.dtype)
         examples = examples_per_component(self.tasks, self.examples)
         sent = [name for name in wire if name not in home]
-        update = Update(round_number, {name: examples[name] for name in sent}, {name: wire[name] for name in sent})
+        update = LocalUpdate(round_number, {name: examples[name] for name in sent}, {name: wire[name] for name in sent})
         kept = {name: wire[name] for name in sorted(home)}
         after = DeviceState(round_number, part.personal, part.federated_loss, part.personal_loss, home=kept)
         report = RoundReport(
@@ -162,7 +162,7 @@ class Participant:
         self,
         received: Tensors,
         state: DeviceState,
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
         *,
         distilling: bool = True,
         home: Mapping[str, int] | None = None,
@@ -244,7 +244,7 @@ class Participant:
             "target": data_uri(target) if isinstance(target, np.ndarray) else shown(preprocessor, task, target),
         }
 
-    def _local(self, on_progress: Progress | None) -> Local:
+    def _local(self, on_progress: OnProgress | None) -> Local:
         accelerator = make_accelerator(self.runtime, self.config.training.accumulation)
         self.model.to(accelerator.device)
         return Local(self.config, self.device, self.model, self.data, accelerator, on_progress, self.resources)

@@ -21,10 +21,8 @@ from tap_core.tasks import task_kind
 from tap_core.tasks.batch import TaskBatch
 from tap_core.training.batches import mixed_batches
 from tap_core.training.optimizer import BETAS, EPSILON
+from tap_core.training.progress import OnProgress
 from tap_core.training.resources import Resources
-
-Progress = Callable[[str, int, int], None]
-"""Called with the phase's name, the step just done and the number of steps; what it raises ends the training."""
 
 Extra = Callable[[TaskBatch], Callable[[Tensor], Tensor]]
 """An addition to the loss: a batch to a function of the model's output that gives one value per example, (batch,). What
@@ -32,7 +30,7 @@ it computes itself, before the model's activations are kept, takes none of their
 
 
 @dataclass(frozen=True)
-class Phase:
+class TrainingPhase:
     """What one phase of training is: its name in progress reports, seed, optimizer steps and learning rate."""
 
     name: str
@@ -46,11 +44,11 @@ def train(
     parameter_set: ParameterSet,
     data: Mapping[str, Sequence[Example]],
     settings: TrainingConfig,
-    phase: Phase,
+    phase: TrainingPhase,
     accelerator: Accelerator,
     *,
     extra: Extra | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
     resources: Resources | None = None,
 ) -> dict[str, float]:
     """Train one parameter set; returns the mean training loss per example by task, h[o], without ``extra``.

@@ -12,7 +12,7 @@ from edge_client.private_store import PersonalTensors, PrivateStore, StateError,
 from edge_client.trainer import LocalTrainer, build_trainer
 from protocol.tensors import ComponentTensors, decode_tensors, digest_of, encode_tensors
 from tap_core.algorithms.base import WIRE_DTYPES, DeviceState
-from tap_core.algorithms.participant import FinishOutcome, RoundOutcome, Update
+from tap_core.algorithms.participant import FinishOutcome, LocalUpdate, RoundOutcome
 from tap_core.errors import Diverged, TapError
 from tap_core.foundations import load_foundation
 from tap_core.model.tap_model import build_model
@@ -194,7 +194,7 @@ def test_values_that_overflow_the_wire_are_not_sent(trainer, received, monkeypat
     class Overflowing:
         def take_part(self, number, tensors, state, on_progress, *, home):
             infinite = {c: {n: np.full_like(a, np.inf) for n, a in group.items()} for c, group in tensors.items()}
-            return RoundOutcome(state, Update(number, dict.fromkeys(tensors, 1), infinite), None)
+            return RoundOutcome(state, LocalUpdate(number, dict.fromkeys(tensors, 1), infinite), None)
 
     monkeypatch.setattr(trainer, "_participant", Overflowing())
     with pytest.raises(Diverged, match=r"training diverged, and nothing was sent .*lower training\.learning_rate"):
@@ -232,7 +232,7 @@ def test_personal_values_that_are_not_finite_are_divergence(trainer, received, a
 
     class Broken:
         def take_part(self, number, tensors, state, on_progress, *, home):
-            return RoundOutcome(replace(state, personal=broken), Update(number, {}, {}), None)
+            return RoundOutcome(replace(state, personal=broken), LocalUpdate(number, {}, {}), None)
 
         def finish(self, tensors, state, on_progress, *, home, distilling):
             return FinishOutcome(replace(state, personal=broken), {})
@@ -250,7 +250,7 @@ def test_values_that_stay_at_home_are_finite_too(trainer, received, monkeypatch)
     class Broken:
         def take_part(self, number, tensors, state, on_progress, *, home):
             kept = {name: {key: np.full_like(v, np.inf) for key, v in tensors[name].items()} for name in home}
-            return RoundOutcome(replace(state, home=kept), Update(number, {}, {}), None)
+            return RoundOutcome(replace(state, home=kept), LocalUpdate(number, {}, {}), None)
 
     monkeypatch.setattr(trainer, "_participant", Broken())
     with pytest.raises(Diverged, match="the federated decoder/colour has values that are not finite"):

@@ -78,7 +78,7 @@ def _mask(tokens: int, width: int, p: float) -> Tensor:
 
 
 @dataclass
-class Phase:
+class TrainedPhase:
     """What a phase of training leaves: the trained values and h[o]."""
 
     values: Parameters
@@ -99,7 +99,7 @@ class Device:
     personal_loss: dict[str, float] = field(default_factory=dict)
     replaced: dict[str, bool] = field(default_factory=dict)
     trained: Arrays = field(default_factory=dict)
-    phases: dict[str, Phase] = field(default_factory=dict)
+    phases: dict[str, TrainedPhase] = field(default_factory=dict)
 
 
 class Reference:
@@ -316,7 +316,7 @@ class Reference:
 
     def train(
         self, device: Device, start: Arrays, seed: int, rate: float, steps: int, teacher: Parameters | None = None
-    ) -> Phase:
+    ) -> TrainedPhase:
         table = self.settings["training"]
         values = {
             c: {n: torch.from_numpy(v.astype(np.float64)).requires_grad_() for n, v in group.items()}
@@ -357,7 +357,7 @@ class Reference:
                         | ((size > 0) & (size < NOISE * size.square().mean().sqrt())).numpy()
                     )
         trained = {c: {n: leaf.detach() for n, leaf in group.items()} for c, group in values.items()}
-        return Phase(trained, {task: float(np.mean(rows)) for task, rows in losses.items()}, norms)
+        return TrainedPhase(trained, {task: float(np.mean(rows)) for task, rows in losses.items()}, norms)
 
     def batch(self, task: str, rows: Sequence[Mapping[str, Any]]) -> "Batch":
         table, image, words, text_mask = self.tasks[task], None, None, None

@@ -14,7 +14,7 @@ from tap_core.components import owned_components
 from tap_core.examples import Example
 from tap_core.export.directory import TOLERANCE, export_task
 from tap_core.settings.federation import TrainingConfig
-from tap_core.training.loop import Phase, train
+from tap_core.training.loop import TrainingPhase, train
 from tap_core.training.runtime import Runtime, make_accelerator
 
 Make = Callable[..., Any]
@@ -68,7 +68,7 @@ def test_a_training_step_changes_exactly_the_components_of_its_task(build: Make,
     model = build()
     before = {parameter_set: model.state(parameter_set) for parameter_set in ("federated", "personal")}
     accelerator = make_accelerator(Runtime(device="cpu", threads=1), 1)
-    phase = Phase("p", 1, 1, 1e-2)
+    phase = TrainingPhase("p", 1, 1, 1e-2)
     train(model, "federated", {task: examples(task)}, TrainingConfig(batch_size=6), phase, accelerator)
     changed = {
         parameter_set: {c for c, g in model.state(parameter_set).items() if any((g[k] != group[c][k]).any() for k in g)}

@@ -41,7 +41,7 @@ def test_trap_10_a_history_is_a_mean_per_example_whatever_the_tasks_share(
     """At a learning rate of nearly nothing the history equals the mean loss over the rows that were drawn."""
     from tap_core.settings.federation import TrainingConfig
     from tap_core.training.batches import mixed_batches
-    from tap_core.training.loop import Phase, train
+    from tap_core.training.loop import TrainingPhase, train
     from tap_core.training.runtime import Runtime, make_accelerator
 
     model = mini_model("colour", "letters", lora={"dropout": 0.0})
@@ -49,7 +49,7 @@ def test_trap_10_a_history_is_a_mean_per_example_whatever_the_tasks_share(
     accelerator = make_accelerator(Runtime(device="cpu", threads=1), 1)
     for batch_size in (2, 7):
         settings = TrainingConfig(steps=2, batch_size=batch_size)
-        history = train(model, "federated", data, settings, Phase("p", 9, 2, 1e-12), accelerator)
+        history = train(model, "federated", data, settings, TrainingPhase("p", 9, 2, 1e-12), accelerator)
         stream = mixed_batches(data, batch_size, 9)
         drawn = [next(stream), next(stream)]
         model.eval()

@@ -15,7 +15,7 @@ from tap_core.settings.federation import TrainingConfig
 from tap_core.tasks.batch import TaskBatch
 from tap_core.tasks.text_generation import IGNORED
 from tap_core.training.batches import mixed_batches, task_shares
-from tap_core.training.loop import Phase, train
+from tap_core.training.loop import TrainingPhase, train
 from tap_core.training.runtime import Runtime, make_accelerator
 
 Make = Callable[..., Any]
@@ -118,7 +118,7 @@ def test_training_takes_the_shares_that_the_settings_name(mini_model: Make, mini
     ):
         sizes.clear()
         settings = TrainingConfig.model_validate({"batch_size": 8, "shares": shares})
-        train(model, "federated", data, settings, Phase("p", 1, 1, 1e-3), accelerator)
+        train(model, "federated", data, settings, TrainingPhase("p", 1, 1, 1e-3), accelerator)
         assert sizes == wanted
     assert TrainingConfig().shares == "proportional"
 
@@ -171,7 +171,7 @@ def test_trap_11_training_routes_every_example_of_a_mixed_batch_by_its_own_task(
     for step in range(3):
         before = model.state("federated")
         passed.clear()
-        train(model, "federated", data, TrainingConfig(batch_size=6), Phase("p", step, 1, 1e-2), accelerator)
+        train(model, "federated", data, TrainingConfig(batch_size=6), TrainingPhase("p", step, 1, 1e-2), accelerator)
         assert sorted(passed) == [("colour", "colour")] * 3 + [("shade", "shade")] * 3
         after = model.state("federated")
         still = [

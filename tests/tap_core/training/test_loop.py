@@ -16,7 +16,7 @@ from tap_core.examples import TaskData
 from tap_core.seeds import derive_seed
 from tap_core.settings.federation import TrainingConfig
 from tap_core.tasks import task_kind
-from tap_core.training.loop import Phase, train
+from tap_core.training.loop import TrainingPhase, train
 from tap_core.training.runtime import Runtime, make_accelerator
 
 Make = Callable[..., Any]
@@ -39,7 +39,7 @@ def test_a_phase_trains_one_set_and_leaves_the_other_and_the_frozen_weights(
         "federated",
         data,
         TrainingConfig(steps=4, batch_size=8),
-        Phase("p", 1, 4, 3e-3),
+        TrainingPhase("p", 1, 4, 3e-3),
         make_accelerator(CPU, 1),
     )
     assert set(history) == set(data) and all(math.isfinite(loss) for loss in history.values())
@@ -55,9 +55,11 @@ def test_equal_seeds_give_equal_bits_and_the_loss_falls(mini_model: Make, mini_e
     settings = TrainingConfig(batch_size=10)
     accelerator = make_accelerator(CPU, 1)
     first, second = mini_model("colour"), mini_model("colour")
-    losses = [train(m, "personal", data, settings, Phase("p", 1, 30, 5e-3), accelerator) for m in (first, second)]
+    losses = [
+        train(m, "personal", data, settings, TrainingPhase("p", 1, 30, 5e-3), accelerator) for m in (first, second)
+    ]
     assert losses[0] == losses[1] and equal(first.state("personal"), second.state("personal"))
-    later = train(first, "personal", data, settings, Phase("p", 2, 5, 5e-3), accelerator)
+    later = train(first, "personal", data, settings, TrainingPhase("p", 2, 5, 5e-3), accelerator)
     assert later["colour"] < 0.7 * losses[0]["colour"]
 
 
@@ -71,7 +73,7 @@ def test_accumulated_batches_make_one_step(mini_model: Make, mini_examples: Make
         "personal",
         data,
         TrainingConfig(batch_size=4, accumulation=3),
-        Phase("personal", 1, 2, 1e-3),
+        TrainingPhase("personal", 1, 2, 1e-3),
         make_accelerator(CPU, 3),
         on_progress=lambda *call: calls.append(call),
     )
@@ -84,14 +86,21 @@ def test_a_diverging_loss_ends_the_phase_in_one_line(mini_model: Make, mini_exam
     model = mini_model("redraw")
     data = {"redraw": mini_examples("redraw").train}
     with pytest.raises(TapError, match="training diverged in step .* lower the learning rate"):
-        train(model, "federated", data, TrainingConfig(batch_size=4), Phase("p", 1, 20, 1e30), make_accelerator(CPU, 1))
+        train(
+            model,
+            "federated",
+            data,
+            TrainingConfig(batch_size=4),
+            TrainingPhase("p", 1, 20, 1e30),
+            make_accelerator(CPU, 1),
+        )
 
 
 def test_bf16_trains_and_keeps_float32_parameters(mini_model: Make, mini_examples: Make) -> None:
     model = mini_model("ask")
     data = {"ask": mini_examples("ask").train}
     accelerator = make_accelerator(Runtime(device="cpu", precision="bf16", force_precision=True, threads=1), 1)
-    history = train(model, "personal", data, TrainingConfig(batch_size=4), Phase("p", 1, 3, 1e-3), accelerator)
+    history = train(model, "personal", data, TrainingConfig(batch_size=4), TrainingPhase("p", 1, 3, 1e-3), accelerator)
     assert math.isfinite(history["ask"])
     assert {p.dtype for p in model.trainable("personal").values()} == {torch.float32}
 
@@ -114,9 +123,9 @@ def test_distillation_pulls_the_student_towards_the_teacher(
         model = mini_model("colour", lora={"dropout": 0.0})
         accelerator = make_accelerator(CPU, 1)
         settings = TrainingConfig(batch_size=10)
-        train(model, "federated", {"colour": shifted}, settings, Phase("teacher", 1, 30, 5e-3), accelerator)
+        train(model, "federated", {"colour": shifted}, settings, TrainingPhase("teacher", 1, 30, 5e-3), accelerator)
         extra = teaching(model, config, accelerator)
-        phase = Phase("student", 2, 30, 5e-3)
+        phase = TrainingPhase("student", 2, 30, 5e-3)
         train(model, "personal", {"colour": examples}, settings, phase, accelerator, extra=extra)
         batch = model.preprocessor.batch(model.tasks["colour"], shifted)
         with torch.no_grad():
@@ -148,7 +157,7 @@ def test_the_teacher_is_the_received_set_after_p_steps_of_plain_training(
     received = model.state("federated")
     data = {name: mini_examples(name).train for name in model.tasks}
     distil(model, data, config, "a device", make_accelerator(CPU, 1))
-    phase = Phase("teacher", derive_seed(config.seed, "a device", "stage 2", "teacher"), 3, 1e-2)
+    phase = TrainingPhase("teacher", derive_seed(config.seed, "a device", "stage 2", "teacher"), 3, 1e-2)
     train(manual, "federated", data, config.training, phase, make_accelerator(CPU, 1))
     taught = model.state("federated")
     assert [(c, k) for c in taught for k in taught[c] if np.array_equal(taught[c][k], received[c][k])] == []

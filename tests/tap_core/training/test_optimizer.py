@@ -10,7 +10,7 @@ import torch
 from coordinator.norms import Bound
 from tap_core.algorithms.base import WIRE_DTYPES, on_wire
 from tap_core.settings.federation import FederationConfig
-from tap_core.training.loop import Phase, train
+from tap_core.training.loop import TrainingPhase, train
 from tap_core.training.optimizer import BETAS, EPSILON, reach, step_bounds, warmed_up, warmup_rounds
 from tap_core.training.runtime import Runtime, make_accelerator
 
@@ -116,7 +116,7 @@ def test_honest_training_keeps_within_the_limit(
     before = on_wire(model.state("federated"), dtype)
     model.load("federated", before)
     data = {"colour": mini_examples("colour").train}
-    phase = Phase("p", 1, config.training.steps, config.training.learning_rate)
+    phase = TrainingPhase("p", 1, config.training.steps, config.training.learning_rate)
     train(model, "federated", data, config.training, phase, make_accelerator(Runtime(device="cpu"), 1))
     after = on_wire(model.state("federated"), dtype)
     assert WIRE_DTYPES[dtype] == next(iter(after["decoder/colour"].values())).dtype

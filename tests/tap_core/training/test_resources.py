@@ -10,7 +10,7 @@ import torch
 
 from tap_core.model.tap_model import TapModel
 from tap_core.settings.federation import TrainingConfig
-from tap_core.training.loop import Phase, train
+from tap_core.training.loop import TrainingPhase, train
 from tap_core.training.resources import Resources, kept_bytes
 from tap_core.training.runtime import Runtime, make_accelerator
 
@@ -28,7 +28,7 @@ def gradients(model: TapModel, data: Any, resources: Resources | None, batch_siz
         found.extend(torch.zeros(()) if p.grad is None else p.grad.clone() for p in parameters)
 
     accelerator.clip_grad_norm_ = keep
-    settings, phase = TrainingConfig(batch_size=batch_size), Phase("p", 4, 1, 1e-3)
+    settings, phase = TrainingConfig(batch_size=batch_size), TrainingPhase("p", 4, 1, 1e-3)
     train(model, "personal", data, settings, phase, accelerator, resources=resources)
     assert any(gradient.abs().sum() > 0 for gradient in found)
     return found
@@ -126,7 +126,15 @@ def test_the_cache_changes_no_bit_and_computes_each_example_once(
         calls.clear()
         for phase in ("federated", "personal"):
             settings = TrainingConfig(batch_size=4)
-            train(model, phase, data, settings, Phase(phase, 3, 6, 1e-2), make_accelerator(CPU, 1), resources=resources)
+            train(
+                model,
+                phase,
+                data,
+                settings,
+                TrainingPhase(phase, 3, 6, 1e-2),
+                make_accelerator(CPU, 1),
+                resources=resources,
+            )
         return {parameter_set: model.state(parameter_set) for parameter_set in ("federated", "personal")}
 
     inputs = 2 if task == "ask" else 1
