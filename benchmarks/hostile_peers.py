@@ -11,7 +11,6 @@ member lasts to its deadline. Outcomes are counted by act, and written to a file
 import asyncio
 import contextlib
 import json
-import os
 import random
 import resource
 import secrets
@@ -51,6 +50,7 @@ from protocol.messages import (
 from protocol.session import Session
 from protocol.tensors import ComponentTensors, digest_of, encode_tensors
 from tap_core.components import examples_per_component
+from tap_core.files import replace_private
 from tap_core.manifest import load_manifest
 from tap_core.seeds import derive_seed
 
@@ -524,9 +524,7 @@ class Outcomes:
     async def keep(self) -> None:
         while True:
             await asyncio.sleep(1)
-            new = self.path.with_suffix(".new")
-            new.write_text(json.dumps(self.counts))
-            os.replace(new, self.path)
+            replace_private(self.path, json.dumps(self.counts).encode(), durable=False)
 
 
 async def repeat(

@@ -11,7 +11,6 @@ else takes part.
 import asyncio
 import json
 import math
-import os
 import random
 import sys
 import time
@@ -30,6 +29,7 @@ from protocol.messages import Accepted, Bye, ComponentRef, Heartbeat, Refuse, Re
 from protocol.session import Session
 from protocol.tensors import digest_of
 from protocol.transfer import Incoming
+from tap_core.files import replace_private
 from tap_core.manifest import load_manifest
 from tap_core.seeds import derive_seed
 
@@ -111,9 +111,7 @@ class Journal:
         self._path = path
 
     def save(self, number: int, offered: dict[str, str], components: dict[str, bytes]) -> None:
-        new = self._path.with_suffix(".new")
-        new.write_bytes(msgpack.packb([number, offered, components]))
-        os.replace(new, self._path)
+        replace_private(self._path, msgpack.packb([number, offered, components]), durable=False)
 
     def load(self, number: int, offered: dict[str, str]) -> dict[str, bytes] | None:
         """The update of this round, if it was made from these components."""

@@ -27,6 +27,7 @@ from pathlib import Path
 import structlog
 
 from tap_core.errors import TapError
+from tap_core.files import sync_directory
 
 KEPT_IN_MEMORY = 32 * 1024 * 1024
 """Bytes of checked blobs that are kept for the next reader."""
@@ -92,7 +93,7 @@ class BlobStore:
         moved = [self._set_aside(path) for path in strays]
         for name in moved:
             log.warning("set aside", file=name, why="nothing refers to it; see: tap-coordinator verify")
-        _fsync(self.directory)
+        sync_directory(self.directory)
         return moved
 
     def close(self) -> None:
@@ -135,7 +136,7 @@ class BlobStore:
         """Make these blobs durable. Raises MissingBlob if one is neither staged by ``owner`` nor sealed."""
         moved = [digest for digest in sorted(set(digests)) if self._move(owner, digest)]
         if moved:
-            _fsync(self.directory)
+            sync_directory(self.directory)
 
     def _move(self, owner: str, digest: str) -> bool:
         """Give a staged blob its sealed name; False if it has it already."""
@@ -337,11 +338,3 @@ def _digest_of(path: Path) -> str:
         while block := file.read(1 << 20):
             found.update(block)
     return found.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

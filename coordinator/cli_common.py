@@ -5,9 +5,7 @@ It knows how commands are written; what a command does is its own business.
 
 import contextlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +19,7 @@ from coordinator.founding import check_identity
 from coordinator.privacy import keep_private
 from coordinator.store import Store
 from tap_core.errors import TapError, UsageError
+from tap_core.files import new_file
 from tap_core.manifest import load_manifest
 from tap_core.settings.base import NAME_PATTERN
 
@@ -54,18 +53,14 @@ def secret_written(path: Path | None, secret: str) -> Iterator[None]:
     if path is None:
         yield
         return
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from None
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secret + "\n")
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(new_file(path, mode=0o600))
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from None
+        file.write(f"{secret}\n".encode())
+        file.flush()
         yield
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def require_name(name: str, what: str) -> None:

@@ -8,15 +8,14 @@ know messages.
 
 import asyncio
 import contextlib
-import os
 from collections import deque
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
-from coordinator.blobs import BlobStore
+from coordinator.blobs import WRITING, BlobStore
 from protocol.errors import RemoteProtocolError
 from protocol.transfer import Incoming
-from tap_core.files import write_private
+from tap_core.files import replace_private
 
 PART = ".part"
 KEPT_SECONDS = 3600.0
@@ -133,9 +132,7 @@ def put_away(blobs: BlobStore, device: str, partial: dict[str, Incoming], now: f
         if incoming.offset:
             with contextlib.suppress(OSError):
                 place.mkdir(mode=0o700, exist_ok=True)
-                writing = place / f"{digest}.writing"
-                write_private(writing, incoming.so_far(), durable=False)
-                os.replace(writing, place / f"{digest}{PART}")
+                replace_private(place / f"{digest}{PART}", incoming.so_far(), durable=False, ending=WRITING)
         del partial[digest]
     for path in place.parent.glob(f"*/*{PART}"):
         with contextlib.suppress(OSError):

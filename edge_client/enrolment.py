@@ -17,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from edge_client.config import ClientConfig
 from edge_client.tls import distrust, refusal_of_tls, tls_context
-from edge_client.token_file import next_token, next_token_file, put_in_place, read_token, replacing
+from edge_client.token_file import next_token, next_token_file, read_token, replacing, take_next_token
 from tap_core.errors import TapError, UsageError
 
 TIMEOUT = 20.0
@@ -83,7 +83,7 @@ def _adopt(config: ClientConfig, answer: _Answer) -> float | None:
             f"device_id and federation to that, then run the command again"
         )
     try:
-        put_in_place(config.token_file)
+        take_next_token(config.token_file)
     except OSError as error:
         where = next_token_file(config.token_file)
         raise TapError(f"the new token is in {where}: {error.strerror}; mend that and run the command again") from None

@@ -5,8 +5,6 @@ cache. It does not know torch, training or the federation.
 Shapes: S input tokens, C classes, V vocabulary, M memory tokens, T words so far, K beams.
 """
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from tokenizers import Tokenizer
 from edge_client.exported import ImageSettings, open_model, open_tokenizer, read_task
 from edge_client.images import ImageError, read_pixels
 from tap_core.errors import UsageError
+from tap_core.files import new_file
 
 
 @dataclass(frozen=True)
@@ -157,16 +156,10 @@ def save_png(pixels: np.ndarray, path: Path) -> None:
     """Write uint8 (height, width, 3) as a PNG, whole or not at all. Raises UsageError if it cannot be written."""
     if path.is_dir():
         raise UsageError(f"{path} is a directory; give the path of the PNG file to write")
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
+        with new_file(path) as file:
             Image.fromarray(pixels).save(file, format="PNG")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise UsageError(
             f"cannot write {path}: {error.strerror or error}; give a path in a writable directory"
         ) from None

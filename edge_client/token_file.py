@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tap_core.errors import UsageError
-from tap_core.files import sync_directory, write_private
+from tap_core.files import put_in_place, replace_private
 
 PREFIX = "tap_"
 """Of a device's token, so that secret scanners and people recognise it."""
@@ -53,20 +53,16 @@ def next_token(path: Path) -> str:
     if kept.exists():
         return read_token(kept)
     token = PREFIX + secrets.token_urlsafe(32)
-    temporary = path.with_name(path.name + ".making")  # never half a token under the name that is looked for
     try:
-        write_private(temporary, f"{token}\n".encode())
-        os.replace(temporary, kept)
-        sync_directory(path.parent)
+        replace_private(kept, f"{token}\n".encode())  # never half a token under the name that is looked for
     except OSError as error:
         raise UsageError(f"cannot write {kept}: {error.strerror}; give a token_file that this user can write") from None
     return token
 
 
-def put_in_place(path: Path) -> None:
+def take_next_token(path: Path) -> None:
     """The next token is valid: it takes the place of the one in ``path``. Raises OSError."""
-    os.replace(next_token_file(path), path)
-    sync_directory(path.parent)
+    put_in_place(next_token_file(path), path)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge_client.journal import EXPORTS, RESULTS, ROUNDS, read_json, read_rounds
 from tap_core.errors import TapError
+from tap_core.files import new_file
 
 REPORT_NAME = "report.json"
 
@@ -222,7 +223,6 @@ def _validated(values: Any, model: type[Model], source: Path) -> Model:
 
 def write_whole(path: Path, text: str) -> Path:
     """Write a text file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with new_file(path) as file:
+        file.write(text.encode())
     return path

@@ -3,7 +3,6 @@
 It composes the method, the wire's encoding and the device's files. It does not know the command line or processes.
 """
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from protocol.tensors import ComponentTensors, digest_of, encode_tensors
 from tap_core.algorithms.base import on_wire
 from tap_core.algorithms.participant import Participant, RoundOutcome
 from tap_core.errors import UsageError
+from tap_core.files import new_directory
 from tap_core.foundations import load_foundation
 from tap_core.foundations.files import foundation_digest
 from tap_core.manifest import COMPONENTS_DIRECTORY, ComponentSpec, FederationManifest, without_path
@@ -45,10 +45,8 @@ def init_federation(path: Path, directory: Path) -> FederationManifest:
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(f"{directory} exists and is not empty; give another --out or remove it first")
     digest = foundation_digest(config.foundation)
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / COMPONENTS_DIRECTORY).mkdir(parents=True)
-    try:
+    with new_directory(directory) as partial:
+        (partial / COMPONENTS_DIRECTORY).mkdir()
         specs = {}
         for name, tensors in version_0(config).items():
             data = encode_tensors(ComponentTensors(name, tensors))
@@ -58,11 +56,6 @@ def init_federation(path: Path, directory: Path) -> FederationManifest:
             specs[name] = ComponentSpec(digest=component, size=len(data), shapes=shapes)
         manifest = FederationManifest(config=without_path(config, digest), foundation_digest=digest, components=specs)
         manifest.save(partial)
-        if directory.exists():
-            directory.rmdir()
-        partial.rename(directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return manifest
 
 

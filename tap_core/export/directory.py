@@ -5,7 +5,6 @@ rounds, devices' state or who asks.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from tap_core.errors import TapError
 from tap_core.examples import Example
 from tap_core.export.graphs import difference, write_graphs
+from tap_core.files import new_directory
 from tap_core.model.adapters import ParameterSet
 from tap_core.model.tap_model import TapModel
 from tap_core.settings.federation import TaskConfig
@@ -44,10 +44,7 @@ def export_task(
     model.to(torch.device("cpu"))
     task = model.tasks[task_name]
     batch = model.preprocessor.batch(task, [examples[i] for i in range(min(PARITY_EXAMPLES, len(examples)))])
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with new_directory(directory) as partial:
         files = write_graphs(model, batch, partial, parameter_set)
         worst = difference(model, batch, partial, parameter_set)
         if not worst <= TOLERANCE:
@@ -57,9 +54,6 @@ def export_task(
         _write_json(partial / "parity.json", report)
         (partial / "README.md").write_text(_card(model, task, worst, batch.size), encoding="utf-8")
         shutil.rmtree(directory, ignore_errors=True)
-        os.replace(partial, directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return worst
 
 

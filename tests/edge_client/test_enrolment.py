@@ -16,6 +16,7 @@ from edge_client import enrolment, token_file
 from edge_client.cli import app
 from edge_client.config import load_client_config
 from edge_client.token_file import next_token_file, read_token
+from tap_core import files
 from tap_core.errors import TapError, UsageError
 
 CODE = "tapcode_" + "c" * 43
@@ -114,11 +115,11 @@ def test_an_enrolment_whose_answer_is_lost_ends_when_it_is_run_again(desk, confi
     assert digest(read_token(config.token_file)) == desk.token and not next_token_file(config.token_file).exists()
 
 
-@pytest.mark.parametrize("place", ["write_private", "_ask", "put_in_place"])
+@pytest.mark.parametrize("place", ["replace_private", "_ask", "take_next_token"])
 def test_an_enrolment_that_is_killed_ends_when_it_is_run_again(desk, config, monkeypatch, place):
     config.token_file.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(token_file if place == "write_private" else enrolment, place, die)
+        patch.setattr(token_file if place == "replace_private" else enrolment, place, die)
         with pytest.raises(KeyboardInterrupt):
             enrolment.enroll(config, CODE)
     assert not config.token_file.exists()
@@ -126,7 +127,7 @@ def test_an_enrolment_that_is_killed_ends_when_it_is_run_again(desk, config, mon
     assert digest(read_token(config.token_file)) == desk.token
 
 
-@pytest.mark.parametrize("place", ["next_token", "_ask", "lost answer", "put_in_place"])
+@pytest.mark.parametrize("place", ["next_token", "_ask", "lost answer", "take_next_token"])
 def test_a_rotation_that_is_cut_leaves_a_valid_token_and_ends_when_it_is_run_again(desk, config, monkeypatch, place):
     if place == "lost answer":
         desk.lose = 1
@@ -146,14 +147,14 @@ def test_a_rotation_that_is_cut_leaves_a_valid_token_and_ends_when_it_is_run_aga
 
 def test_half_a_token_is_never_taken_for_one(config, monkeypatch):
     """The power is cut while the next token is written: nothing has its name."""
-    written = token_file.write_private
+    written = files.write_private
 
     def cut(path, data, **options):
         written(path, data[:10], **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(token_file, "write_private", cut)
+        patch.setattr(files, "write_private", cut)
         with pytest.raises(KeyboardInterrupt):
             enrolment.rotate(config)
     assert not next_token_file(config.token_file).exists()
@@ -229,7 +230,7 @@ def test_a_token_file_that_cannot_be_written(config, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(token_file, "write_private", full)
+    monkeypatch.setattr(files, "write_private", full)
     with pytest.raises(UsageError, match="cannot write .*token.new: No space left on device"):
         enrolment.rotate(config)
     monkeypatch.setattr(token_file.os, "open", full)
