@@ -4,7 +4,6 @@ Commands other than `serve` work on the store, and so whether or not the service
 """
 
 import asyncio
-import difflib
 import json
 import time
 import urllib.error
@@ -29,7 +28,7 @@ from coordinator.standing import enrolled_facts, recorded
 from coordinator.verify import blobs_of
 from coordinator.verify import verify as verify_all
 from tap_core.command_line import make_app, one_line_errors, working
-from tap_core.errors import TapError, UsageError
+from tap_core.errors import TapError, UsageError, did_you_mean
 from tap_core.manifest import load_manifest
 from tap_core.settings.federation import FederationConfig
 
@@ -144,8 +143,7 @@ def enroll(
 def _known_tasks(names: list[str], config: FederationConfig) -> list[str]:
     for name in names:
         if name not in config.tasks:
-            near = difflib.get_close_matches(name, config.tasks, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"its tasks are {', '.join(sorted(config.tasks))}"
+            hint = did_you_mean(name, config.tasks) or f"its tasks are {', '.join(sorted(config.tasks))}"
             raise UsageError(f"federation {config.name!r} has no task {name!r}; {hint}")
     return names
 

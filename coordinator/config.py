@@ -4,7 +4,6 @@ Each setting is declared once, with its help; it comes from the command line, el
 its name in capitals), else from its default. It knows names and limits; it opens nothing.
 """
 
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tap_core.errors import UsageError
+from tap_core.errors import UsageError, did_you_mean
 from tap_core.settings.toml import explain
 
 PREFIX = "TAP_"
@@ -89,8 +88,7 @@ def check_environment(environment: Mapping[str, str]) -> None:
     for name in sorted(environment):
         upper = name.upper()
         if upper.startswith(PREFIX) and upper not in known:
-            nearest = difflib.get_close_matches(upper, known, n=1, cutoff=0.6)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(sorted(known))}"
+            hint = did_you_mean(upper, known, quoted=False) or f"known: {', '.join(sorted(known))}"
             raise UsageError(f"environment variable {name} is no setting of the coordinator; {hint}")
 
 

@@ -3,7 +3,6 @@
 It knows the file format and where paths are relative to. It does not open data, sockets or tensors, and needs no torch.
 """
 
-import difflib
 import ipaddress
 import os
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tap_core.errors import UsageError
+from tap_core.errors import UsageError, did_you_mean
 from tap_core.settings.base import Name, Settings
 from tap_core.settings.toml import load_toml, validate
 
@@ -185,8 +184,7 @@ def _overrides(environment: Mapping[str, str]) -> dict[str, tuple[tuple[str, ...
         if not name.startswith(ENVIRONMENT_PREFIX):
             continue
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(sorted(known))}"
+            hint = did_you_mean(name, known, quoted=False) or f"known: {', '.join(sorted(known))}"
             raise UsageError(f"environment variable {name} is unknown; {hint} (unset it or correct its name)")
         found[name] = (known[name], environment[name])
     return found

@@ -6,7 +6,6 @@ memory holds their paths (files) or a memory map (Parquet), never the pixels.
 """
 
 import csv
-import difflib
 import hashlib
 import io
 import json
@@ -19,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edge_client.images import ImageError, check_header, read_pixels
-from tap_core.errors import UsageError
+from tap_core.errors import UsageError, did_you_mean
 
 FILE_FORMATS = ".csv, .jsonl or .parquet"
 FOLDER_IMAGE = "image"
@@ -60,11 +59,8 @@ class Table(ABC):
     def require(self, column: str, purpose: str) -> None:
         """Raise UsageError, naming the nearest column and listing all, unless ``column`` exists."""
         if column not in self.columns:
-            nearest = difflib.get_close_matches(column, self.columns, n=1, cutoff=0.5)
-            hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-            raise UsageError(
-                f"{self.source} has no column {column!r} ({purpose}); {hint}its columns are {', '.join(self.columns)}"
-            )
+            hint = f"{did_you_mean(column, self.columns)} its columns are {', '.join(self.columns)}".lstrip()
+            raise UsageError(f"{self.source} has no column {column!r} ({purpose}); {hint}")
 
     def text(self, row: int, column: str) -> str:
         """The cell as a non-empty string; numbers are written out. Raises UsageError for anything else."""

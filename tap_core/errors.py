@@ -1,5 +1,8 @@
 """The errors that a user can mend: each message is one line that says what is wrong and what to do."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class TapError(Exception):
     """Root of the errors with a one-line message for the user. Commands print it and exit with ``exit_code``."""
@@ -15,3 +18,15 @@ class UsageError(TapError):
     """A configuration, a file or an argument is wrong: mend it and run again (exit code 2)."""
 
     exit_code = 2
+
+
+def did_you_mean(name: str, known: Iterable[str], *, quoted: bool = True) -> str:
+    """The part of a message that asks for the nearest of the ``known`` names; empty if none is near.
+
+    >>> did_you_mean("learning_rat", ["steps", "learning_rate"])
+    "did you mean 'learning_rate'?"
+    """
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    if not nearest:
+        return ""
+    return f"did you mean {nearest[0]!r}?" if quoted else f"did you mean {nearest[0]}?"

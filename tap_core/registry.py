@@ -6,13 +6,12 @@ A package outside this one adds its own either by calling `add`, or with an entr
     rating = "my_package.rating:Rating"
 """
 
-import difflib
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
-from tap_core.errors import UsageError
+from tap_core.errors import UsageError, did_you_mean
 
 T = TypeVar("T")
 
@@ -63,8 +62,7 @@ class Registry(Mapping[str, T], Generic[T]):
     def require(self, name: str) -> None:
         """Raise UsageError, with the nearest known name, unless there is a thing of this name. Imports nothing."""
         if name not in self:
-            nearest = difflib.get_close_matches(name, list(self), n=1, cutoff=0.5)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(self)}"
+            hint = did_you_mean(name, self) or f"known are {', '.join(self)}"
             raise UsageError(f"no {self.what} {name!r}; {hint}")
 
     def _look(self) -> None:

@@ -3,7 +3,6 @@
 It knows pydantic's errors and the nearest known key. It does not know what the settings mean. No torch.
 """
 
-import difflib
 import json
 import sys
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from tap_core.errors import UsageError
+from tap_core.errors import UsageError, did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -57,8 +56,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = _keys_at(model, problem["loc"][:-1])
-        nearest = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(sorted(known))}"
+        hint = did_you_mean(str(problem["loc"][-1]), known) or f"known keys: {', '.join(sorted(known))}"
         return f"unknown key {where!r}; {hint}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":

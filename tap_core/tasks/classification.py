@@ -1,12 +1,12 @@
 """What both kinds of classification with one right class share."""
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tap_core.errors import did_you_mean
 from tap_core.examples import Example
 from tap_core.tasks.base import Facts, TaskKind
 from tap_core.tasks.metrics import ACCURACY
@@ -79,9 +79,6 @@ class Classification(TaskKind):
 def class_index(name: str, task: "TaskConfig") -> int:
     """The place of a class among the task's classes. Raises ValueError with the nearest class."""
     if name not in task.classes:
-        nearest = difflib.get_close_matches(name, task.classes, n=1, cutoff=0.5)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise ValueError(
-            f"class {name!r} is not a class of task {task.name!r}; {hint}its classes are {', '.join(task.classes)}"
-        )
+        hint = f"{did_you_mean(name, task.classes)} its classes are {', '.join(task.classes)}".lstrip()
+        raise ValueError(f"class {name!r} is not a class of task {task.name!r}; {hint}")
     return task.classes.index(name)
