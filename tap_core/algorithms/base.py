@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import ml_dtypes
 import numpy as np
@@ -18,16 +18,13 @@ from tap_core.examples import Example, TaskData
 from tap_core.model.adapters import ParameterSet
 from tap_core.model.tap_model import TapModel, Tensors
 from tap_core.seeds import derive_seed
-from tap_core.settings.federation import FederationConfig, TaskConfig
+from tap_core.settings.federation import FederationConfig, TaskConfig, WireDtype
 from tap_core.training.loop import Extra, TrainingPhase, train
 from tap_core.training.progress import OnProgress
 from tap_core.training.resources import Resources
 
-WIRE_DTYPES: dict[str, np.dtype[Any]] = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
+WIRE_DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in get_args(WireDtype)}
+"""What components may travel in, by the name in the settings: numpy's own, and ml_dtypes' where numpy has none."""
 
 
 @dataclass(frozen=True)

@@ -289,10 +289,14 @@ class EvaluationConfig(Settings):
     )
 
 
+WireDtype = Literal["float32", "float16", "bfloat16"]
+"""The types in which components may travel; `protocol.tensors.DTYPES` has the same."""
+
+
 class WireConfig(Settings):
     """How components travel and rest."""
 
-    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+    dtype: WireDtype = Field(
         default="float32", description="Type of the components' values in transfers, files and averages."
     )
 
