@@ -28,8 +28,8 @@ from tap_core.algorithms.base import on_wire
 from tap_core.algorithms.participant import Participant
 from tap_core.foundations import load_foundation
 from tap_core.model.tap_model import build_model
+from tap_core.settings.runtime import Runtime
 from tap_core.simulation.in_process import simulate
-from tap_core.training.runtime import Runtime
 
 DEVICES = {"a": ("colour", "letters"), "b": ("ask", "redraw", "shade"), "c": ("colour", "ask", "letters", "marks")}
 

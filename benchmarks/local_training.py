@@ -43,9 +43,10 @@ from tap_core.examples import Example
 from tap_core.foundations import load_foundation
 from tap_core.model.tap_model import TapModel, build_model
 from tap_core.settings.federation import FederationConfig
+from tap_core.settings.runtime import Runtime
 from tap_core.tasks import task_kind
 from tap_core.training.loop import TrainingPhase, train
-from tap_core.training.runtime import Runtime, make_accelerator
+from tap_core.training.runtime import make_accelerator
 
 FAMILIES = ("flava", "vilt")
 CLASSES = [f"class {index}" for index in range(10)]

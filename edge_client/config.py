@@ -7,38 +7,22 @@ import ipaddress
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tap_core.errors import UsageError, did_you_mean
 from tap_core.settings.base import Name, Settings
+from tap_core.settings.runtime import Runtime
 from tap_core.settings.toml import load_toml, validate
 
 ENVIRONMENT_PREFIX = "TAP_"
 
 
-class RuntimeConfig(Settings):
-    """How this machine trains."""
+class RuntimeConfig(Runtime):
+    """How this machine trains, and what it needs for that."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes the GPU if there is one.")
-    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="fp32 is repeatable bit for bit.")
-    force_precision: bool = Field(
-        default=False, description="Take bf16 also on a CPU where it was measured to be slower than fp32."
-    )
-    threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of training; 0 leaves it to torch.")
-    memory_mb: int | None = Field(
-        default=None,
-        ge=1,
-        description="Megabytes that the activations of a training step may take; weights come on top.",
-    )
-    checkpointing: bool = Field(
-        default=False, description="Compute activations again in the backward pass instead of keeping them."
-    )
-    cache_mb: int = Field(
-        default=4096, ge=0, description="Megabytes of disk for the output of encoder layers that are never trained."
-    )
     memory_limit_mb: int | None = Field(
         default=None, ge=64, description="Megabytes that doctor and join ask to be free before the model is loaded."
     )

@@ -133,14 +133,13 @@ def _torch(config: ClientConfig) -> Finding:
             return Finding("torch", False, f'{package} is not installed; run: pip install "tap-edge[client]"')
     import torch
 
-    from tap_core.training.runtime import Runtime, check_runtime
+    from tap_core.training.runtime import check_runtime, is_on_cpu
 
-    runtime = Runtime.model_validate(config.runtime.model_dump(include=set(Runtime.model_fields)))
     try:
-        check_runtime(runtime)
+        check_runtime(config.runtime)
     except UsageError as error:
         return Finding("torch", False, f"{torch.__version__}: {error}")
-    where = "the CPU" if runtime.is_on_cpu else torch.cuda.get_device_name()
+    where = "the CPU" if is_on_cpu(config.runtime) else torch.cuda.get_device_name()
     return Finding("torch", True, f"{torch.__version__}, trains on {where} in {config.runtime.precision}")
 
 

@@ -27,7 +27,7 @@ from tap_core.foundations import load_foundation
 from tap_core.model.tap_model import build_model
 from tap_core.settings.federation import FederationConfig
 from tap_core.training.progress import OnProgress
-from tap_core.training.runtime import Runtime, check_runtime
+from tap_core.training.runtime import check_runtime
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 
@@ -175,12 +175,11 @@ def build_trainer(config: ClientConfig, federation: FederationConfig) -> LocalTr
 
     Raises UsageError for bad data or weights, or for a runtime that this machine cannot give or is slower with.
     """
-    runtime = Runtime.model_validate(config.runtime.model_dump(include=set(Runtime.model_fields)))
-    check_runtime(runtime)
+    check_runtime(config.runtime)
     data = load_tasks(config, federation)
     tasks = federation.tasks_named(data)
     model = build_model(federation, tasks, load_foundation(config.foundation))
-    participant = Participant(federation, config.device_id, model, data, runtime, config.state_dir)
+    participant = Participant(federation, config.device_id, model, data, config.runtime, config.state_dir)
     shapes = _shapes_of(model.state("federated"))
     return LocalTrainer(participant, dtype=federation.wire.dtype, shapes=shapes, examples=count_tasks(data))
 

@@ -20,7 +20,6 @@ from tap_core.model.tap_model import Tensors, build_model
 from tap_core.settings.federation import FederationConfig
 from tap_core.settings.toml import load_toml
 from tap_core.simulation.in_process import SimulationResult, simulate
-from tap_core.training.runtime import Runtime
 
 
 def load_federation(path: Path) -> FederationConfig:
@@ -85,9 +84,8 @@ def load_participants(config: FederationConfig, paths: list[Path]) -> dict[str, 
         if client.device_id in participants:
             raise UsageError(f"{path}: device_id {client.device_id!r} is taken by another file; choose another")
         model = build_model(config, config.tasks_named(client.tasks), foundation)
-        runtime = Runtime.model_validate(client.runtime.model_dump(include=set(Runtime.model_fields)))
         participants[client.device_id] = Participant(
-            config, client.device_id, model, load_tasks(client, config), runtime
+            config, client.device_id, model, load_tasks(client, config), client.runtime
         )
     return participants
 

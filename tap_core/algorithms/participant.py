@@ -21,11 +21,12 @@ from tap_core.components import examples_per_component
 from tap_core.examples import Example, TaskData
 from tap_core.model.tap_model import TapModel, Tensors
 from tap_core.settings.federation import FederationConfig, TaskConfig
+from tap_core.settings.runtime import Runtime
 from tap_core.tasks import task_kind
 from tap_core.training.evaluation import Score, data_uri, evaluate, floor, nearest, samples, shown
 from tap_core.training.progress import OnProgress
 from tap_core.training.resources import Resources
-from tap_core.training.runtime import Runtime, make_accelerator
+from tap_core.training.runtime import make_accelerator
 
 SAMPLES = 6
 """Test examples per task whose outputs are kept to look at."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tap_core.model.tap_model import TapModel
+from tap_core.settings.runtime import Runtime
 from tap_core.tasks.batch import TaskBatch
 from tap_core.training.prefix_cache import PrefixCache
-from tap_core.training.runtime import Runtime
 
 MEGABYTE = 1 << 20
 

@@ -5,41 +5,19 @@ It knows accelerate, and how fast this machine multiplies in each precision. It 
 
 import functools
 import time
-from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from tap_core.errors import UsageError
-from tap_core.settings.base import Settings
+from tap_core.settings.runtime import Runtime
 
 _ROWS, _WIDTH, _TRIES = 256, 512, 3
 """The product that is measured, and how often: a quarter of a second where bf16 is emulated, a fiftieth elsewhere."""
 
 _NOISE = 1.2
 """How much longer bf16 may take before it counts as slower: two measurements of one thing differ by less."""
-
-
-class Runtime(Settings):
-    """Where and how a device trains."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    force_precision: bool = False
-    """Whether bf16 is taken on a CPU where it is slower than fp32."""
-    threads: int = 0
-    """CPU threads; 0 leaves torch's own choice."""
-    memory_mb: int | None = None
-    """Megabytes that what a step keeps for its backward pass may take; None for no limit. Weights come on top."""
-    checkpointing: bool = False
-    """Whether layers' activations are computed again in the backward pass instead of being kept."""
-    cache_mb: int = 4096
-    """Megabytes of disk for what the encoders' layers below the first adapter make of examples."""
-
-    @property
-    def is_on_cpu(self) -> bool:
-        return self.device == "cpu" or not torch.cuda.is_available()
 
 
 @functools.cache
@@ -63,6 +41,11 @@ def _seconds(*, autocast: bool) -> float:
     return best
 
 
+def is_on_cpu(runtime: Runtime) -> bool:
+    """Whether training with these settings takes place on the CPU of this machine."""
+    return runtime.device == "cpu" or not torch.cuda.is_available()
+
+
 def check_runtime(runtime: Runtime) -> None:
     """Raise UsageError if the machine lacks the device or the precision, or if bf16 makes its CPU slower.
 
@@ -70,9 +53,9 @@ def check_runtime(runtime: Runtime) -> None:
     """
     if runtime.device == "cuda" and not torch.cuda.is_available():
         raise UsageError('runtime.device is "cuda" and torch sees no CUDA device; set it to "auto" or "cpu"')
-    if runtime.precision == "fp16" and runtime.is_on_cpu:
+    if runtime.precision == "fp16" and is_on_cpu(runtime):
         raise UsageError('runtime.precision "fp16" needs a CUDA device; set it to "fp32" or "bf16"')
-    matters = runtime.precision == "bf16" and runtime.is_on_cpu and not runtime.force_precision
+    matters = runtime.precision == "bf16" and is_on_cpu(runtime) and not runtime.force_precision
     if matters and (times := bf16_slowdown()) > _NOISE:
         raise UsageError(
             f'runtime.precision "bf16" takes {times:.1f} times as long as "fp32" on this CPU as measured; '
@@ -87,4 +70,4 @@ def make_accelerator(runtime: Runtime, accumulation: int) -> Accelerator:
     check_runtime(runtime)
     mixed = "no" if runtime.precision == "fp32" else runtime.precision
     AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one precision per process otherwise
-    return Accelerator(cpu=runtime.is_on_cpu, mixed_precision=mixed, gradient_accumulation_steps=accumulation)
+    return Accelerator(cpu=is_on_cpu(runtime), mixed_precision=mixed, gradient_accumulation_steps=accumulation)

@@ -20,8 +20,8 @@ from tap_core.examples import Example, TaskData
 from tap_core.foundations import load_foundation
 from tap_core.model import adapters
 from tap_core.model.tap_model import build_model
+from tap_core.settings.runtime import Runtime
 from tap_core.simulation.in_process import SimulationResult, simulate
-from tap_core.training.runtime import Runtime
 
 Make = Callable[..., Any]
 

@@ -12,8 +12,8 @@ from tap_core.algorithms.base import DeviceState
 from tap_core.algorithms.participant import Participant
 from tap_core.components import components_of_task, owned_components
 from tap_core.foundations.preprocessor import Preprocessor
+from tap_core.settings.runtime import Runtime
 from tap_core.simulation.in_process import simulate
-from tap_core.training.runtime import Runtime
 
 Make = Callable[..., Any]
 CPU = Runtime(device="cpu", threads=1)

@@ -26,9 +26,9 @@ from tap_core.foundations.files import foundation_digest
 from tap_core.foundations.preprocessor import Preprocessor
 from tap_core.model.adapters import PARAMETER_SETS
 from tap_core.model.tap_model import build_model
+from tap_core.settings.runtime import Runtime
 from tap_core.simulation.in_process import simulate
 from tap_core.tasks.batch import TaskBatch
-from tap_core.training.runtime import Runtime
 
 Make = Callable[..., Any]
 USED = {  # a tensor of each family without which it is not loaded

@@ -14,8 +14,9 @@ from tap_core.components import owned_components
 from tap_core.examples import Example
 from tap_core.export.directory import TOLERANCE, export_task
 from tap_core.settings.federation import TrainingConfig
+from tap_core.settings.runtime import Runtime
 from tap_core.training.loop import TrainingPhase, train
-from tap_core.training.runtime import Runtime, make_accelerator
+from tap_core.training.runtime import make_accelerator
 
 Make = Callable[..., Any]
 TASKS: dict[str, dict[str, Any]] = {

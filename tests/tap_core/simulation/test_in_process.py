@@ -9,8 +9,8 @@ import pytest
 from tap_core.aggregation import aggregate
 from tap_core.algorithms.participant import Participant
 from tap_core.components import owned_components
+from tap_core.settings.runtime import Runtime
 from tap_core.simulation.in_process import simulate
-from tap_core.training.runtime import Runtime
 
 Make = Callable[..., Any]
 TASKS = {"asker": ("ask",), "painter": ("colour",), "reader": ("letters",)}

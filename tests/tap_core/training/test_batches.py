@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from tap_core.examples import Example
 from tap_core.model.tap_model import TapModel
 from tap_core.settings.federation import TrainingConfig
+from tap_core.settings.runtime import Runtime
 from tap_core.tasks.batch import TaskBatch
 from tap_core.tasks.text_generation import IGNORED
 from tap_core.training.batches import mixed_batches, task_shares
 from tap_core.training.loop import TrainingPhase, train
-from tap_core.training.runtime import Runtime, make_accelerator
+from tap_core.training.runtime import make_accelerator
 
 Make = Callable[..., Any]
 

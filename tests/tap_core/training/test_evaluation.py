@@ -12,12 +12,13 @@ from tap_core.algorithms.base import DeviceState
 from tap_core.algorithms.participant import Participant
 from tap_core.examples import Example, TaskData
 from tap_core.settings.federation import TaskConfig
+from tap_core.settings.runtime import Runtime
 from tap_core.tasks import task_kind
 from tap_core.tasks.image_generation import GENERATED_IMAGE_SIZE
 from tap_core.tasks.metrics import macro_f1
 from tap_core.training import evaluation
 from tap_core.training.evaluation import answers, evaluate, floor, nearest, samples
-from tap_core.training.runtime import Runtime, make_accelerator
+from tap_core.training.runtime import make_accelerator
 
 Make = Callable[..., Any]
 CPU = Runtime(device="cpu", threads=1)

@@ -15,9 +15,10 @@ from tap_core.errors import TapError
 from tap_core.examples import TaskData
 from tap_core.seeds import derive_seed
 from tap_core.settings.federation import TrainingConfig
+from tap_core.settings.runtime import Runtime
 from tap_core.tasks import task_kind
 from tap_core.training.loop import TrainingPhase, train
-from tap_core.training.runtime import Runtime, make_accelerator
+from tap_core.training.runtime import make_accelerator
 
 Make = Callable[..., Any]
 CPU = Runtime(device="cpu", threads=1)

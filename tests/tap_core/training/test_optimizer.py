@@ -10,9 +10,10 @@ import torch
 from coordinator.norms import Bound
 from tap_core.algorithms.base import WIRE_DTYPES, on_wire
 from tap_core.settings.federation import FederationConfig
+from tap_core.settings.runtime import Runtime
 from tap_core.training.loop import TrainingPhase, train
 from tap_core.training.optimizer import BETAS, EPSILON, reach, step_bounds, warmed_up, warmup_rounds
-from tap_core.training.runtime import Runtime, make_accelerator
+from tap_core.training.runtime import make_accelerator
 
 Make = Callable[..., Any]
 

@@ -10,9 +10,10 @@ import torch
 
 from tap_core.model.tap_model import TapModel
 from tap_core.settings.federation import TrainingConfig
+from tap_core.settings.runtime import Runtime
 from tap_core.training.loop import TrainingPhase, train
 from tap_core.training.resources import Resources, kept_bytes
-from tap_core.training.runtime import Runtime, make_accelerator
+from tap_core.training.runtime import make_accelerator
 
 Make = Callable[..., Any]
 CPU = Runtime(device="cpu", threads=1)

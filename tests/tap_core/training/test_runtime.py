@@ -10,8 +10,9 @@ from edge_client import doctor, trainer
 from edge_client.config import load_client_config
 from tap_core.errors import UsageError
 from tap_core.settings.federation import FederationConfig
+from tap_core.settings.runtime import Runtime
 from tap_core.training import runtime as module
-from tap_core.training.runtime import Runtime, bf16_slowdown, check_runtime, make_accelerator
+from tap_core.training.runtime import bf16_slowdown, check_runtime, make_accelerator
 
 BF16 = Runtime(device="cpu", precision="bf16")
 CLIENT = (
