@@ -13,15 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from coordinator.config import StatePaths
 from deploy.demo.live import Display
 from deploy.demo.page import write_page
 from deploy.demo.processes import Child, ChildFailed, Children, termination_interrupts
-from deploy.demo.report import Machine, Report, TaskScores, build_report, read_device, write_report
+from deploy.demo.report import Machine, Report, build_report, read_device, write_report
+from deploy.demo.results_table import results_table
 from deploy.demo.shards import DATA, DeviceTask, toml_of, write_shards
-from deploy.demo.wording import format_bytes, format_duration, format_interval, format_score, short_metric_name, words
+from deploy.demo.wording import format_bytes, format_duration
 from edge_client.config import directory_or_hub_id
 from tap_core.errors import TapError, UsageError
 from tap_core.settings.federation import FederationConfig
@@ -178,7 +178,7 @@ def _watch(children: Children, state_dirs: Mapping[str, Path], console: Console,
 
 def _print_summary(console: Console, report: Report, machine: Machine, page: Path) -> None:
     console.print()
-    console.print(comparison_table(report))
+    console.print(results_table({name: device.tasks for name, device in report.devices.items()}))
     change = report.error_reduction()
     console.print(
         f"\npersonal against federated: {abs(change):.1%} {'less' if change >= 0 else 'more'} error on average over "
@@ -189,26 +189,3 @@ def _print_summary(console: Console, report: Report, machine: Machine, page: Pat
         soft_wrap=True,
     )
     console.print(f"report: {page.absolute().as_uri()}", highlight=False, soft_wrap=True)
-
-
-def comparison_table(report: Report) -> Table:
-    """A row per task below its device; the best value in bold, the bootstrap interval of the last. 80 columns wide."""
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
-    for header in ("device and task", "metric"):
-        table.add_column(header, no_wrap=True)
-    for header in ("floor", "federated", "stage 1", "personal", "(95%)"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for name, device in report.devices.items():
-        table.add_row(f"[bold]{name}[/bold]")
-        for task, scores in device.tasks.items():
-            arrow = "↑" if scores.higher_is_better else "↓"
-            table.add_row(f"  {words(task)}", f"{short_metric_name(scores.metric)} {arrow}", *_cells(scores))
-    return table
-
-
-def _cells(scores: TaskScores) -> list[str]:
-    values = (scores.floor, scores.federated, scores.stage1, scores.personal)
-    best = scores.best
-    shown = ((value, format_score(scores.metric, value)) for value in values)
-    cells = [f"[bold]{text}[/bold]" if value == best else text for value, text in shown]
-    return [*cells, f"[dim]{format_interval(scores.metric, scores.intervals.get('personal'))}[/dim]"]

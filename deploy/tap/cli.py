@@ -4,11 +4,10 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
 
 from tap_core.command_line import make_app, one_line_errors, working
 
@@ -51,6 +50,7 @@ def simulate(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Run all of TAP in this one process, with the devices' own settings and data; nothing is sent or written."""
+    from deploy.demo.results_table import results_table
     from deploy.tap.federations import simulate_federation
     from tap_core.algorithms.participant import RoundOutcome
 
@@ -65,14 +65,15 @@ def simulate(
             typer.echo(f"round {number + 1}  {device}: loss federated | personal: {', '.join(parts)}", err=True)
 
     _, result = simulate_federation(federation, devices, show)
-    tasks = {
-        device: {name: dataclasses.asdict(task) for name, task in outcome.results.items()}
-        for device, outcome in result.devices.items()
-    }
+    tasks = {device: outcome.results for device, outcome in result.devices.items()}
     if as_json:
-        typer.echo(json.dumps({"devices": {device: {"tasks": results} for device, results in tasks.items()}}))
+        facts = {
+            device: {"tasks": {name: dataclasses.asdict(task) for name, task in results.items()}}
+            for device, results in tasks.items()
+        }
+        typer.echo(json.dumps({"devices": facts}))
     else:
-        Console().print(simulation_table(tasks))
+        Console().print(results_table(tasks))
 
 
 @app.command(epilog="Example: tap demo --out demo-out")
@@ -105,20 +106,6 @@ def info(
         names = [name.strip() for name in tasks.split(",")] if tasks else config.tasks
         found = foundation_info(config, config.tasks_named(names))
     typer.echo(json.dumps(found) if as_json else "\n".join(as_lines(found)))
-
-
-def simulation_table(devices: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
-    """A row per device and task: floor, federated, stage 1 and personal on the test split, its 95 % below."""
-    whole = [Column(header, overflow="fold") for header in ("device", "task")]  # a name is wrapped, never cut
-    table = Table(*whole, "metric", "floor", "federated", "stage 1", "personal", box=None)
-    for device, tasks in devices.items():
-        for name, task in tasks.items():
-            metric = f"{task['metric']} {'↑' if task['higher_is_better'] else '↓'}"
-            values = [f"{task[key]:.3f}" for key in ("floor", "federated", "stage1", "personal")]
-            low, high = task["intervals"]["personal"]
-            table.add_row(device, name, metric, *values)
-            table.add_row("", "", "", "", "", "", f"{low:.2f}–{high:.2f}", style="dim")
-    return table
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 from small_federation import DEVICES, Site
 from typer.testing import CliRunner
 
+from deploy.demo.wording import format_interval, format_score, short_metric_name, words
 from deploy.tap.cli import app
 from tap_core.foundations.files import foundation_digest
 from tap_core.manifest import COMPONENTS_DIRECTORY, MANIFEST_NAME, load_manifest
@@ -139,12 +140,15 @@ def test_simulate_without_json_prints_a_table(whole, simulated, monkeypatch):
     shown = run("simulate", whole.federation, "--devices", whole.devices).stdout
     for device, facts in json.loads(simulated.stdout)["devices"].items():
         for task, values in facts["tasks"].items():
-            metric = [values["metric"], "↑" if values["higher_is_better"] else "↓"]
-            scores = [f"{values[key]:.3f}" for key in ("floor", "federated", "stage1", "personal")]
+            metric = [short_metric_name(values["metric"]), "↑" if values["higher_is_better"] else "↓"]
+            scores = [
+                format_score(values["metric"], values[key]) for key in ("floor", "federated", "stage1", "personal")
+            ]
             low, high = values["intervals"]["personal"]
             assert low <= values["personal"] <= high
-            lines = [re.findall(r"[^\s│┃]+", line) for line in shown.splitlines()]
-            assert lines[lines.index([device, task, *metric, *scores]) + 1] == [f"{low:.2f}–{high:.2f}"]
+            lines = [line.split() for line in shown.splitlines()]
+            row = [*words(task).split(), *metric, *scores, format_interval(values["metric"], (low, high))]
+            assert lines.index([device]) < lines.index(row)
 
 
 def test_simulate_writes_nothing(federation, tmp_path, monkeypatch):
