@@ -28,7 +28,21 @@ _CHUNK_DATA = msgpack.packb("data") + b"\xc6"  # bin 32; its length follows
 
 
 def encode(message: Message) -> bytes:
-    """The bytes of a message. Raises LocalProtocolError if `message` is not one of the messages of this protocol."""
+    """The bytes of a message.
+
+    Args:
+        message: One of the messages of this protocol.
+
+    Returns:
+        A msgpack map of MAX_MESSAGE bytes at most.
+
+    Raises:
+        LocalProtocolError: It is no message of this protocol, or too long.
+
+    >>> from protocol.messages import Done
+    >>> decode(encode(Done()))
+    Done(type='done')
+    """
     if type(message) not in MESSAGE_CLASSES:
         raise LocalProtocolError(f"{type(message).__name__} is not a message")
     if isinstance(message, Chunk):
@@ -51,7 +65,17 @@ def encode_chunk(digest: str, offset: int, data: Buffer) -> bytes:
 
 
 def decode(data: Buffer) -> Message:
-    """The message in `data`. Raises RemoteProtocolError, and nothing else, if there is none."""
+    """The message in some bytes.
+
+    Args:
+        data: What a peer sent as one WebSocket message; anything at all.
+
+    Returns:
+        The message, valid in each of its fields.
+
+    Raises:
+        RemoteProtocolError: There is none. Nothing else is raised.
+    """
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise RemoteProtocolError("a text message; every message of this protocol is binary", CloseCode.TEXT)
     if len(data) > MAX_MESSAGE:

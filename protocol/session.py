@@ -68,9 +68,15 @@ class Session:
     def __init__(self, role: Role, *, partial: dict[str, Incoming] | None = None, chunk_size: int = CHUNK) -> None:
         """Start in `opening`.
 
-        `partial` holds transfers that an earlier connection to the same peer left unfinished, by digest. The session
-        changes it in place: the caller keeps one for each peer and gives it to the next session. Blobs that the peer
-        no longer offers are dropped from it. `chunk_size` (1 to CHUNK bytes) is how much one chunk sent carries.
+        Args:
+            role: Which end this is.
+            partial: Transfers that an earlier connection to the same peer left unfinished, by digest. The session
+                changes it in place: the caller keeps one for each peer and gives it to the next session. Blobs that the
+                peer no longer offers are dropped from it.
+            chunk_size: How many bytes one chunk sent carries, 1 to CHUNK.
+
+        Raises:
+            LocalProtocolError: ``chunk_size`` is out of range.
         """
         if not 1 <= chunk_size <= CHUNK:
             raise LocalProtocolError(f"chunk_size is 1 to {CHUNK}, not {chunk_size}")
@@ -92,9 +98,16 @@ class Session:
         return self._transfers.expected
 
     def receive(self, data: Buffer) -> list[SessionEvent]:
-        """Take one WebSocket message; returns no event or one.
+        """Take one WebSocket message.
 
-        Raises RemoteProtocolError, and nothing else, if the peer broke the protocol; the session is closed then.
+        Args:
+            data: The message's bytes, in the order of arrival.
+
+        Returns:
+            No event or one.
+
+        Raises:
+            RemoteProtocolError: The peer broke the protocol; the session is closed. Nothing else is raised.
         """
         try:
             message = decode(data)
@@ -112,9 +125,16 @@ class Session:
         return [message]
 
     def send(self, message: Message) -> bytes:
-        """The bytes of `message`, to be sent as one binary WebSocket message, in the order of the calls.
+        """The bytes of a message, to be sent as one binary WebSocket message.
 
-        Raises LocalProtocolError, and changes nothing, if the state or the rules above forbid it.
+        Args:
+            message: What to say. The state moves with it, so its bytes must go out in the order of the calls.
+
+        Returns:
+            The encoded message.
+
+        Raises:
+            LocalProtocolError: The state or the rules above forbid it; nothing has changed.
         """
         data = encode(message)
         new = next_state(self._role, self._state, "send", message.type)
@@ -127,19 +147,35 @@ class Session:
         return data
 
     def expect(self, digest: str, size: int) -> int:
-        """Announce that a blob of `size` bytes may arrive; returns the offset from which to ask for it.
+        """Announce that a blob may arrive. Asking for it is a Fetch (device) or a Want (coordinator).
 
-        Asking is a Fetch (device) or a Want (coordinator). Calling it again changes nothing. Raises
-        LocalProtocolError if the peer did not offer the blob with this size.
+        Args:
+            digest: The blob's sha256 in hexadecimal.
+            size: Its bytes.
+
+        Returns:
+            The offset from which to ask for it. Calling it again changes nothing.
+
+        Raises:
+            LocalProtocolError: The peer did not offer the blob with this size.
         """
         return self._transfers.expect(digest, size)
 
     def send_blob(self, digest: str, data: Buffer, offset: int = 0) -> Iterator[bytes]:
-        """The chunks, as encoded messages, of a blob that the peer asked for from `offset`.
+        """The chunks of a blob that the peer asked for.
 
-        `data` is the whole blob. The iterator ends early, or is empty, if since the request the peer has called the
-        transfer off or the connection has ended. Raises LocalProtocolError, before the first chunk, if the peer did
-        not ask for the blob from there, or `data` has another size than was offered.
+        Args:
+            digest: The blob's sha256 in hexadecimal.
+            data: The whole blob.
+            offset: The byte from which the peer asked for it.
+
+        Returns:
+            The chunks as encoded messages. The iterator ends early, or is empty, if since the request the peer has
+            called the transfer off or the connection has ended.
+
+        Raises:
+            LocalProtocolError: Before the first chunk: the peer did not ask for the blob from there, or ``data`` has
+                another size than was offered.
         """
         if self._transfers.is_cancelled(digest):
             return iter(())

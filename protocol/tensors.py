@@ -45,15 +45,29 @@ class ComponentTensors:
 
 
 def digest_of(data: bytes | bytearray | memoryview) -> str:
-    """sha256 of `data` in hexadecimal: the name under which it travels."""
+    """The name under which bytes travel.
+
+    Args:
+        data: The bytes.
+
+    Returns:
+        Their sha256 in hexadecimal.
+    """
     return hashlib.sha256(data).hexdigest()
 
 
 def encode_tensors(component: ComponentTensors) -> bytes:
-    """The safetensors bytes of a component: one dtype of DTYPES, no metadata, the same bytes for the same values.
+    """The safetensors bytes of a component: no metadata, and the same bytes for the same values.
 
-    A component may hold no tensor. Raises TypeError for anything but exactly a ComponentTensors of numpy arrays, and
-    LocalProtocolError if it holds several dtypes, a dtype that does not travel, or a value that is not finite.
+    Args:
+        component: Its tensors, all of one dtype of DTYPES. It may hold none.
+
+    Returns:
+        The bytes that `decode_tensors` reads.
+
+    Raises:
+        TypeError: It is anything but exactly a ComponentTensors of numpy arrays.
+        LocalProtocolError: It holds several dtypes, a dtype that does not travel, or a value that is not finite.
     """
     if type(component) is not ComponentTensors:
         raise TypeError(f"only ComponentTensors may be encoded for the wire, not {type(component).__name__}")
@@ -73,18 +87,38 @@ def encode_tensors(component: ComponentTensors) -> bytes:
 
 
 def encoded_size_limit(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> int:
-    """Most bytes that `encode_tensors` makes of tensors of these shapes and dtype (a key of DTYPES)."""
+    """How long a component may be on the wire.
+
+    Args:
+        shapes: Shapes by tensor name.
+        dtype: A key of DTYPES.
+
+    Returns:
+        The most bytes that `encode_tensors` makes of such tensors.
+    """
     return _LENGTH_BYTES + _header_limit(shapes, dtype) + _data_size(shapes, dtype)
 
 
 def decode_tensors(
     name: str, data: bytes | bytearray | memoryview, *, shapes: Mapping[str, tuple[int, ...]], dtype: str
 ) -> ComponentTensors:
-    """The tensors of component `name` in `data`, as read-only arrays that share its memory.
+    """The tensors of a component from the bytes of a peer.
 
-    Strict: exactly the tensors of `shapes`, with these shapes and `dtype` (a key of DTYPES), laid out without gap or
-    overlap, every value finite. Raises RemoteProtocolError otherwise (NotFinite if it is only for a value), before
-    anything of a declared size is allocated.
+    Strict: exactly the tensors of ``shapes``, with these shapes and this dtype, laid out without gap or overlap, every
+    value finite; all of it is checked before anything of a declared size is allocated.
+
+    Args:
+        name: The component's name.
+        data: What the peer sent.
+        shapes: The shape that each tensor must have, by its name.
+        dtype: The dtype that they must have, a key of DTYPES.
+
+    Returns:
+        Read-only arrays that share the memory of ``data``.
+
+    Raises:
+        NotFinite: Only a value is wrong: it is infinite or no number.
+        RemoteProtocolError: Anything else is wrong.
     """
     data = memoryview(data).toreadonly().cast("B")
     header_size = _checked_header_size(name, data, shapes, dtype)

@@ -21,7 +21,12 @@ class Incoming:
     """
 
     def __init__(self, digest: str, size: int) -> None:
-        """Await the `size` bytes whose sha256 is `digest` (hexadecimal)."""
+        """Await a blob.
+
+        Args:
+            digest: Its sha256 in hexadecimal.
+            size: Its bytes.
+        """
         self.digest = digest
         self.size = size
         self._offset = 0
@@ -38,7 +43,15 @@ class Incoming:
         return self._offset == self.size
 
     def add(self, offset: int, data: bytes) -> None:
-        """Take the next piece. Raises RemoteProtocolError, and takes nothing, if it is not the next or is too long."""
+        """Take the next piece.
+
+        Args:
+            offset: Where it belongs, in bytes.
+            data: Its bytes.
+
+        Raises:
+            RemoteProtocolError: It is not the next, or runs past the blob's size; it is not taken.
+        """
         if offset != self._offset:
             raise RemoteProtocolError(f"chunk of {self.digest[:12]} at {offset}; expected {self._offset}")
         if len(data) > self.size - self._offset:

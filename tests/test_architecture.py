@@ -21,6 +21,7 @@ TORCH_FREE_CORE = (
     "tap_core.components",
     "tap_core.errors",
     "tap_core.examples",
+    "tap_core.faces",
     "tap_core.files",
     "tap_core.foundations",
     "tap_core.foundations.files",
@@ -36,8 +37,12 @@ TORCH_FREE_CORE = (
     "tap_core.triggers.fixed",
     "tap_core.triggers.loss",
 )
-FACES = ("coordinator", "edge_client", "protocol", "tap_core", "tap_core.settings", "tap_core.tasks", "tap_core.export")
-"""What others import by its short name: it may load no training library (`tap_core.export` is empty)."""
+FACES = sorted(
+    ".".join(path.parent.relative_to(ROOT).parts)
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("__init__.py")
+)
+"""What others import by a package's name: it may load no training library."""
 
 
 def modules_of(package):

@@ -2,12 +2,32 @@
 
 from typing import TYPE_CHECKING
 
+from tap_core.faces import imported_when_asked
 from tap_core.registry import Registry
 
-if TYPE_CHECKING:
-    from tap_core.algorithms.base import Algorithm
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "DeviceState",
+    "FinishOutcome",
+    "Local",
+    "Part",
+    "Participant",
+    "RoundOutcome",
+    "TaskResult",
+]
 
-__all__ = ["ALGORITHMS"]
+if TYPE_CHECKING:
+    from tap_core.algorithms.base import Algorithm, DeviceState, Local, Part
+    from tap_core.algorithms.participant import FinishOutcome, Participant, RoundOutcome, TaskResult
+else:
+    __getattr__ = imported_when_asked(
+        __name__,
+        {
+            "base": ("Algorithm", "DeviceState", "Local", "Part"),
+            "participant": ("FinishOutcome", "Participant", "RoundOutcome", "TaskResult"),
+        },
+    )
 
 ALGORITHMS: "Registry[type[Algorithm]]" = Registry("algorithm", "tap_edge.algorithms")
 ALGORITHMS.add("tap", "tap_core.algorithms.tap:Tap")

@@ -45,6 +45,14 @@ class DeviceState:
 
     @classmethod
     def initial(cls, tasks: Iterable[str]) -> "DeviceState":
+        """The state before the first participation.
+
+        Args:
+            tasks: Names of the device's tasks.
+
+        Returns:
+            A state without personal tensors, of round -1, whose histories are infinite.
+        """
         infinite = dict.fromkeys(sorted(tasks), math.inf)
         return cls(round=-1, personal={}, federated_loss=infinite, personal_loss=dict(infinite))
 
@@ -78,10 +86,22 @@ class Local:
         learning_rate: float,
         extra: Extra | None = None,
     ) -> dict[str, float]:
-        """One phase of training of one set; returns the mean training loss per example by task.
+        """One phase of training of one set.
 
-        Its batches are drawn with a seed of its own: of the federation's, the device, ``when`` (the round's number, or
-        the stage) and the phase's name. Raises Diverged.
+        Args:
+            parameter_set: The set that is trained; the other one stays as it is.
+            phase: The phase's name, for the seed and for those who watch.
+            when: The round's number, or the stage. Batches are drawn with a seed of the federation's, the device,
+                ``when`` and the phase's name.
+            steps: Optimizer steps.
+            learning_rate: AdamW's.
+            extra: A further loss per example, from a batch and its output.
+
+        Returns:
+            The mean training loss per example by task, without ``extra``.
+
+        Raises:
+            Diverged: A loss or a parameter left the finite numbers.
         """
         seed = derive_seed(self.config.seed, self.device, *when, phase)
         return train(
@@ -119,17 +139,44 @@ class Algorithm(ABC):
         self.config = config
 
     def init(self, tasks: Iterable[str]) -> DeviceState:
-        """A device's state before its first participation."""
+        """A device's state before its first participation.
+
+        Args:
+            tasks: Names of the device's tasks.
+
+        Returns:
+            What `take_part` is given the first time.
+        """
         return DeviceState.initial(tasks)
 
     @abstractmethod
     def take_part(self, local: Local, round_number: int, state: DeviceState) -> Part:
-        """One round. The model's federated set holds the values that w_i starts from. Raises Diverged."""
+        """One round.
+
+        Args:
+            local: The device. The model's federated set holds the values that w_i starts from.
+            round_number: Which round, from 0.
+            state: What the device kept from its last participation.
+
+        Returns:
+            What is sent of, what is kept, and the losses.
+
+        Raises:
+            Diverged: Training left the finite numbers; ``state`` is still good.
+        """
 
     @abstractmethod
     def finish(self, local: Local, state: DeviceState) -> None:
-        """After the last round: leave the final personal set in the model. Its federated set holds the final global
-        components, and its personal set x_i (for a device that never took part, the same). Raises Diverged."""
+        """After the last round: leave the final personal set in the model.
+
+        Args:
+            local: The device. The model's federated set holds the final global components, its personal set x_i (for a
+                device that never took part, the same).
+            state: What the device kept from its last participation.
+
+        Raises:
+            Diverged: Training left the finite numbers; ``state`` is still good.
+        """
 
 
 def on_wire(tensors: Tensors, dtype: str) -> Tensors:

@@ -99,8 +99,19 @@ class Participant:
         runtime: Runtime | None = None,
         private: Path | None = None,
     ) -> None:
-        """``model`` must have been built for exactly the tasks that ``data`` names. ``private``: a directory for what
-        training keeps on disk while this process lives."""
+        """Bring a device's parts together; what the tasks' kinds learn from training targets is learnt here.
+
+        Args:
+            config: The federation's settings.
+            device: The device's name.
+            model: A model built for exactly the tasks that ``data`` names.
+            data: The device's examples by task.
+            runtime: The machine's settings; None for the defaults.
+            private: A directory for what training keeps on disk while this process lives; None for the system's own.
+
+        Raises:
+            ValueError: The model has other tasks than the data.
+        """
         if set(model.tasks) != set(data):
             raise ValueError(f"the model has tasks {sorted(model.tasks)} and the data {sorted(data)}")
         self.config, self.device, self.model, self.data = config, device, model, data
@@ -129,13 +140,22 @@ class Participant:
         *,
         home: Mapping[str, int] | None = None,
     ) -> RoundOutcome:
-        """Steps 1 to 5 of a round of stage 1. ``received``: the global value of each owned component.
+        """Steps 1 to 5 of a round of stage 1.
 
-        ``home``: the owned components that stay at home, each with the version that the coordinator has of it. They
-        are not in the update, and start from the device's own value where `own_values` says so.
+        Args:
+            round_number: Which round, from 0.
+            received: The global value of each owned component.
+            state: What the device kept from its last participation.
+            on_progress: Told of each step of training.
+            home: The owned components that stay at home, each with the version that the coordinator has of it. They are
+                not in the update, and start from the device's own value where `own_values` says so.
 
-        Raises ValueError if ``received`` is not exactly the owned components, Diverged if training does; the state
-        that was passed in is then still good.
+        Returns:
+            The state to keep, the update to send, and what happened.
+
+        Raises:
+            ValueError: ``received`` is not exactly the owned components.
+            Diverged: Training left the finite numbers; ``state`` is still good.
         """
         home = {} if home is None else home
         began = time.monotonic()
@@ -168,11 +188,20 @@ class Participant:
         distilling: bool = True,
         home: Mapping[str, int] | None = None,
     ) -> FinishOutcome:
-        """Stage 2 and the measurements on the test split. ``received``: the final global components.
+        """Stage 2 and the measurements on the test split.
 
-        ``home``: as in `take_part`; the final value of a component at home is the device's own. A device that was never
-        sampled starts from the global components. Without ``distilling`` the personal set stays that of stage 1.
-        Raises Diverged if stage 2 does; the state that was passed in is then still good.
+        Args:
+            received: The final global components. A device that was never sampled starts from them.
+            state: What the device kept from its last participation.
+            on_progress: Told of each step of training.
+            distilling: Whether stage 2 takes place; else the personal set stays that of stage 1.
+            home: As in `take_part`; the final value of a component at home is the device's own.
+
+        Returns:
+            The state to keep, the results by task, and outputs to look at.
+
+        Raises:
+            Diverged: Stage 2 left the finite numbers; ``state`` is still good.
         """
         local = self._local(on_progress)
         accelerator = local.accelerator

@@ -34,12 +34,22 @@ def export_task(
     examples: Sequence[Example],
     parameter_set: ParameterSet = "personal",
 ) -> float:
-    """Write the export of one task; returns the largest absolute difference between torch and onnxruntime.
-
-    ``examples``: at least one, to compare the two on. The directory appears only when it is complete and the two agree;
-    an earlier export there is replaced. Raises TapError if they differ by more than ``TOLERANCE``.
+    """Write the export of one task: graphs, preprocessing, labels, card and parity report.
 
     The model is moved to the CPU: a GPU may round its products (TF32), and may have no room for a second model.
+
+    Args:
+        model: The device's model.
+        task_name: One of its tasks.
+        directory: Where to write. It appears only when it is complete and the two agree; an earlier export is replaced.
+        examples: At least one, to compare torch and onnxruntime on; the first eight are taken.
+        which: The set whose values are exported.
+
+    Returns:
+        The largest absolute difference between the outputs of torch and onnxruntime.
+
+    Raises:
+        TapError: They differ by more than ``TOLERANCE``.
     """
     model.to(torch.device("cpu"))
     task = model.tasks[task_name]

@@ -119,9 +119,16 @@ class Foundation:
     them are its encoder's."""
 
     def split(self, stage_layers: int | None) -> tuple[dict[Modality, Encoder], nn.ModuleList]:
-        """The encoders, and the backbone's 2L blocks. ``stage_layers``: L, None for the foundation's own.
+        """The encoders, and the backbone's 2L blocks.
 
-        Raises UsageError if there are fewer than 2L blocks.
+        Args:
+            stage_layers: L; None for the foundation's own.
+
+        Returns:
+            The encoders by modality, and the blocks in order.
+
+        Raises:
+            UsageError: There are fewer than 2L blocks.
         """
         layers = 2 * (self.stage_layers if stage_layers is None else stage_layers)
         if len(self.blocks) < layers:

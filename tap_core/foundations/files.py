@@ -24,9 +24,16 @@ TOWERS = {"vision": ("config.json",), "text": ("config.json", "tokenizer.json")}
 
 
 def find_foundation(source: str) -> Path:
-    """The local directory of a foundation: the directory itself, or the snapshot of a hub id.
+    """The local directory of a foundation.
 
-    Raises UsageError if there is no such directory, if the hub id cannot be had, or if weights or files are missing.
+    Args:
+        source: A directory or a hub id (``owner/name``).
+
+    Returns:
+        The directory itself, or the snapshot of the hub id, downloaded if need be.
+
+    Raises:
+        UsageError: There is no such directory, the hub id cannot be had, or weights or files are missing.
     """
     directory = _find(source)
     if is_dual(directory):
@@ -65,7 +72,15 @@ def find_towers(directory: Path) -> dict[str, Path]:
 def foundation_digest(source: str) -> str:
     """sha256 over all that decides what the frozen model sees and says: weights, configuration, words and pixels.
 
-    The files are taken in order of their names; equal files, equal digest. Of two towers it is not where they lie.
+    Args:
+        source: A directory or a hub id.
+
+    Returns:
+        The digest in hexadecimal. The files are taken in order of their names: equal files, equal digest. Of two towers
+        it does not matter where they lie.
+
+    Raises:
+        UsageError: As `find_foundation`.
     """
     directory = find_foundation(source)
     digest = hashlib.sha256()

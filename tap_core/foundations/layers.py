@@ -69,7 +69,15 @@ POST_NORM: dict[str, Form] = {
 def as_block(layer: nn.Module, heads: int) -> Block:
     """A transformers layer by standard names, over the same tensors.
 
-    Raises UsageError if the layer has none of the forms above.
+    Args:
+        layer: A layer of a transformers model.
+        heads: How many heads its attention has.
+
+    Returns:
+        A block whose parts are the layer's own.
+
+    Raises:
+        UsageError: The layer has none of the forms above.
     """
     for forms, pre_norm in ((PRE_NORM, True), (POST_NORM, False)):
         for form in forms.values():

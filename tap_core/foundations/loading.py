@@ -20,8 +20,18 @@ from tap_core.foundations.base import SpecialTokens
 def load_weights(model_class: Any, directory: Path, family: str, *, unused: str = "", **options: Any) -> Any:
     """A transformers model in float32, frozen, in eval mode; loaded strictly.
 
-    ``unused``: a regular expression of tensors that nothing here reads, so that they may be missing. Raises UsageError
-    if a file is damaged or other tensors are missing or of another shape.
+    Args:
+        model_class: The class in transformers.
+        directory: Where its files are.
+        family: What to call the model in messages.
+        unused: A regular expression of tensors that nothing here reads, so that they may be missing.
+        options: Further arguments of ``from_pretrained``.
+
+    Returns:
+        The model.
+
+    Raises:
+        UsageError: A file is damaged, or other tensors are missing or of another shape.
     """
     transformers_logging.disable_progress_bar()
     level = transformers_logging.get_verbosity()
@@ -46,7 +56,16 @@ def load_tokenizer(directory: Path) -> tuple[Tokenizer, SpecialTokens]:
     """The tokenizer, without padding or truncation of its own, and its special tokens.
 
     A tokenizer without a token that starts a text starts an answer with its padding, as T5 does; one without padding
-    pads with its end token. Raises UsageError if the files are damaged or no token ends a text.
+    pads with its end token.
+
+    Args:
+        directory: Where its files are.
+
+    Returns:
+        The tokenizer, and the ids of its special tokens.
+
+    Raises:
+        UsageError: The files are damaged, or no token ends a text.
     """
     try:
         fast = _fast_tokenizer(directory)
@@ -78,7 +97,17 @@ def _first(*ids: int | None) -> int | None:
 
 
 def load_normalisation(directory: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation of preprocessor_config.json or processor_config.json, None where neither has them."""
+    """Mean and standard deviation of each colour, from preprocessor_config.json or processor_config.json.
+
+    Args:
+        directory: Where the files are.
+
+    Returns:
+        Mean and standard deviation, three numbers each, of pixels from 0 to 1; None where neither file has them.
+
+    Raises:
+        UsageError: A file is damaged.
+    """
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (directory / name).is_file():
             values = load_json(directory / name)

@@ -333,7 +333,17 @@ class FederationConfig(Settings):
         return values
 
     def tasks_named(self, names: Any) -> tuple[TaskConfig, ...]:
-        """The tasks with these names, sorted by name. Raises UsageError for a name the federation lacks."""
+        """Some of the federation's tasks.
+
+        Args:
+            names: Their names, in any order.
+
+        Returns:
+            The tasks, sorted by name.
+
+        Raises:
+            UsageError: The federation lacks one of them.
+        """
         found = []
         for name in sorted(names):
             if name not in self.tasks:

@@ -24,8 +24,16 @@ Model = TypeVar("Model", bound=BaseModel)
 def load_toml(path: Path, model: type[Model]) -> Model:
     """Read a TOML file into a settings model.
 
-    Raises UsageError, in one line, if the file is missing, is not TOML, or holds a wrong value or an unknown key (the
-    nearest known key is named).
+    Args:
+        path: The file.
+        model: What it must hold.
+
+    Returns:
+        The settings.
+
+    Raises:
+        UsageError: The file is missing, is not TOML, or holds a wrong value or an unknown key. One line, which names
+            the nearest known key.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -39,7 +47,19 @@ def load_toml(path: Path, model: type[Model]) -> Model:
 
 
 def validate(values: Any, model: type[Model], *, source: str) -> Model:
-    """``model`` from parsed ``values``; raises UsageError with the first problem in one line, headed by ``source``."""
+    """Settings from values that were parsed already.
+
+    Args:
+        values: Tables as dictionaries.
+        model: What they must hold.
+        source: Where they are from, for the message.
+
+    Returns:
+        The settings.
+
+    Raises:
+        UsageError: A value is wrong or a key is unknown. One line, headed by ``source``, with the first problem.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -37,9 +37,22 @@ def simulate(
     on_round: Callable[[int, Mapping[str, RoundOutcome]], None] | None = None,
     enrolled: Callable[[int], Collection[str]] | None = None,
 ) -> SimulationResult:
-    """Run every round and stage 2. ``participants``: by device; ``components``: version 0, in the wire's dtype.
+    """Run every round and stage 2.
 
-    ``enrolled``: which devices are when a round opens; None: all, always. Stage 2 is for those of the last round.
+    Args:
+        config: The federation's settings.
+        participants: The devices by name.
+        components: Version 0 of every component, in the wire's dtype (`tap_core.algorithms.base.on_wire`).
+        on_round: Called after each round with its number, from 0, and the outcomes by device.
+        enrolled: From a round's number to the devices that are enrolled when it opens; None: all, always. Stage 2 is
+            for those of the last round.
+
+    Returns:
+        The final global components, and each device's outcome of stage 2.
+
+    Raises:
+        UsageError: The settings name a sampler that is not known.
+        Diverged: A device's training left the finite numbers.
     """
     W, versions = dict(components), dict.fromkeys(components, 0)
     states = {device: p.initial_state() for device, p in participants.items()}

@@ -4,10 +4,22 @@ A task kind says what a task's data hold, what its decoder is, and how good an a
 `KINDS.add` or an entry point (`tap_core.registry`); docs/method.md and CONTRIBUTING.md show how.
 """
 
-from tap_core.registry import Registry
-from tap_core.tasks.base import TaskKind
+from typing import TYPE_CHECKING
 
-__all__ = ["KINDS", "TaskKind", "task_kind"]
+from tap_core.faces import imported_when_asked
+from tap_core.registry import Registry
+from tap_core.tasks.base import Facts, TaskKind
+from tap_core.tasks.metrics import Metric
+
+__all__ = ["KINDS", "Facts", "HeadSizes", "Metric", "PooledHead", "TaskBatch", "TaskKind", "Tokens", "task_kind"]
+
+if TYPE_CHECKING:
+    from tap_core.tasks.batch import TaskBatch
+    from tap_core.tasks.decoders import HeadSizes, PooledHead, Tokens
+else:
+    __getattr__ = imported_when_asked(
+        __name__, {"batch": ("TaskBatch",), "decoders": ("HeadSizes", "PooledHead", "Tokens")}
+    )
 
 KINDS: Registry[type[TaskKind]] = Registry("task kind", "tap_edge.task_kinds")
 
@@ -20,5 +32,18 @@ KINDS.add("multilabel", "tap_core.tasks.multilabel:Multilabel")
 
 
 def task_kind(name: str) -> TaskKind:
-    """The task kind of this name. Raises UsageError, with the nearest known name, if there is none."""
+    """The task kind of this name.
+
+    Args:
+        name: A name of `KINDS`.
+
+    Returns:
+        An object of the kind's class. It holds no state.
+
+    Raises:
+        UsageError: There is no such kind; the message has the nearest known name.
+
+    >>> task_kind("regression").words
+    'regression'
+    """
     return KINDS.named(name)()

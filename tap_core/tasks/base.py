@@ -73,7 +73,14 @@ class TaskKind(ABC):
         return ("encoder.onnx", "step.onnx") if self.generates_text else ("model.onnx",)
 
     def check(self, task: "TaskConfig") -> None:
-        """Raise ValueError, in one line, if a task's settings do not fit the kind."""
+        """Check that a task's settings fit the kind.
+
+        Args:
+            task: The settings of one task.
+
+        Raises:
+            ValueError: They do not; one line that says why.
+        """
         if self.classes and len(task.classes) < 2:
             raise ValueError(f"a {self.name} task needs 'classes' with two names or more")
         if not self.classes and task.classes:
@@ -85,68 +92,177 @@ class TaskKind(ABC):
     # --- data
 
     def parse(self, cell: Any, task: "TaskConfig") -> Any:
-        """A target from a cell of the user's data. Raises ValueError with what is wrong, in one line."""
+        """A target from a cell of the user's data.
+
+        Args:
+            cell: Text, a number or a list, as the data hold it.
+            task: The task that it is a target of.
+
+        Returns:
+            What `tap_core.examples.Example.target` then holds.
+
+        Raises:
+            ValueError: The cell is no target of this task; one line that says why.
+        """
         return str(cell)
 
     def fit(self, task: "TaskConfig", targets: Sequence[Any]) -> Facts:
-        """Facts about the train split's targets that later steps need; most kinds need none."""
+        """Facts about the train split's targets that later steps need; most kinds need none.
+
+        Args:
+            task: The task.
+            targets: The targets of the device's training examples.
+
+        Returns:
+            The facts by name.
+        """
         return {}
 
     @abstractmethod
     def encode(
         self, task: "TaskConfig", examples: Sequence[Example], preprocessor: "Preprocessor", facts: Facts
     ) -> np.ndarray:
-        """The targets of some examples as one array (n, ...), for `loss`."""
+        """The targets of some examples as one array, for `loss`.
+
+        Args:
+            task: The task.
+            examples: The n examples.
+            preprocessor: The foundation's, for words and pixels.
+            facts: What `fit` found.
+
+        Returns:
+            An array (n, ...).
+        """
 
     # --- training (torch)
 
     @abstractmethod
     def head(self, task: "TaskConfig", sizes: "HeadSizes") -> "nn.Module":
-        """The task's decoder: called with `tap_core.tasks.decoders.Tokens`, it returns the output (n, ...)."""
+        """The task's decoder.
+
+        Args:
+            task: The task.
+            sizes: What the decoder's size depends on.
+
+        Returns:
+            A module: called with `tap_core.tasks.decoders.Tokens`, it returns the output (n, ...).
+        """
 
     @abstractmethod
     def loss(self, output: "Tensor", target: "Tensor") -> "Tensor":
-        """The training loss of each example, float32 (n,): a mean within the example, so that neither a batch's size
-        nor a task's share of it enters (docs/method.md section 8, trap 10)."""
+        """The training loss of each example: a mean within the example, so that neither a batch's size nor a task's
+        share of it enters (docs/method.md section 8, trap 10).
+
+        Args:
+            output: The decoder's output (n, ...).
+            target: What `encode` made (n, ...).
+
+        Returns:
+            float32 (n,), in `loss_unit`.
+        """
 
     @abstractmethod
     def divergence(self, student: "Tensor", teacher: "Tensor", target: "Tensor", temperature: float) -> "Tensor":
-        """T^2 KL(teacher || student) of each example, float32 (n,), or what stands in for it (docs/method.md section
-        5)."""
+        """T^2 KL(teacher || student) of each example, or what stands in for it (docs/method.md section 5).
+
+        Args:
+            student: The personal set's output (n, ...); it is differentiated.
+            teacher: The federated set's output (n, ...).
+            target: What `encode` made (n, ...).
+            temperature: T.
+
+        Returns:
+            float32 (n,).
+        """
 
     # --- answers
 
     @abstractmethod
     def answers(self, output: np.ndarray, task: "TaskConfig", facts: Facts) -> list[Any]:
-        """What the decoder's output (n, ...) says, in the form of `wanted`."""
+        """What the decoder's output says.
+
+        Args:
+            output: The output (n, ...).
+            task: The task.
+            facts: What `fit` found.
+
+        Returns:
+            n answers in the form of `wanted`.
+        """
 
     def wanted(self, target: Any, preprocessor: "Preprocessor") -> Any:
-        """The right answer of an example with this target, in the form that the metrics compare."""
+        """The right answer of an example.
+
+        Args:
+            target: The example's target.
+            preprocessor: The foundation's, for words and pixels.
+
+        Returns:
+            The answer in the form that the metrics compare.
+        """
         return target
 
     def trivial(self, task: "TaskConfig", train: Sequence[Any], test: Sequence[Example]) -> Mapping[str, Sequence[Any]]:
-        """Answers to ``test`` that need no model, by name; ``train``: right answers of the train split. The best of
-        them is the task's floor (docs/method.md section 11)."""
+        """Answers that need no model; the best of them is the task's floor (docs/method.md section 11).
+
+        Args:
+            task: The task.
+            train: Right answers of the train split.
+            test: The n examples of the test split.
+
+        Returns:
+            n answers each, by the name of the way they are made.
+        """
         return {}
 
     def more_metrics(self, settings: "EvaluationConfig") -> tuple[Metric, ...]:
-        """Metrics beside `metrics`, which a federation's settings ask for. Raises UsageError if one cannot be had."""
+        """Metrics beside `metrics` that a federation's settings ask for.
+
+        Args:
+            settings: The federation's ``evaluation``.
+
+        Returns:
+            The metrics.
+
+        Raises:
+            UsageError: One cannot be had.
+        """
         return ()
 
     def shown(self, answer: Any, task: "TaskConfig") -> Any:
-        """An answer as plain text, or as an image in `wanted`'s form."""
+        """An answer to look at.
+
+        Args:
+            answer: An answer in the form of `wanted`.
+            task: The task.
+
+        Returns:
+            Plain text, or an image in `wanted`'s form.
+        """
         return str(answer)
 
     # --- applications
 
     def predict(self, output: np.ndarray, task: Any) -> dict[str, Any]:
-        """The facts about one answer, ready for JSON, from the exported graph's output of one example (...).
+        """The facts about one answer, for an application.
 
-        ``task``: `edge_client.exported.ExportedTask`, which has ``classes`` and ``facts``. A kind whose answer is an
-        image returns it as ``pixels``, normalised (3, height, width).
+        Args:
+            output: The exported graph's output of one example (...).
+            task: `edge_client.exported.ExportedTask`, which has ``classes`` and ``facts``.
+
+        Returns:
+            Values that are ready for JSON. A kind whose answer is an image returns it as ``pixels``, normalised (3,
+            height, width).
         """
         raise NotImplementedError
 
     def line(self, facts: Mapping[str, Any]) -> str:
-        """A prediction as a person reads it, from the facts of `predict`."""
+        """A prediction as a person reads it.
+
+        Args:
+            facts: What `predict` returned.
+
+        Returns:
+            One line or a few.
+        """
         return "\n".join(f"{key}: {value}" for key, value in facts.items() if key not in ("task", "kind"))

@@ -30,10 +30,26 @@ class TaskBatch:
         return self.target.shape[0]
 
     def to(self, device: torch.device) -> "TaskBatch":
+        """The same batch elsewhere.
+
+        Args:
+            device: Where its tensors shall be.
+
+        Returns:
+            A batch of the same task.
+        """
         return self._each(lambda tensor: tensor.to(device))
 
     def rows(self, first: int, last: int) -> "TaskBatch":
-        """The examples from ``first`` up to, not with, ``last``; texts stay as long as the whole batch's."""
+        """Some of the examples.
+
+        Args:
+            first: The first of them, from 0.
+            last: The one after the last of them.
+
+        Returns:
+            A batch of these; texts stay as long as the whole batch's.
+        """
         return self._each(lambda tensor: tensor[first:last])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "TaskBatch":

@@ -29,14 +29,39 @@ class Metric:
     of_all: Callable[[Sequence[Any], Sequence[Any]], float] | None = None
 
     def value(self, answers: Sequence[Any], wanted: Sequence[Any]) -> float:
-        """The metric over examples, of which there must be one or more."""
+        """The metric over examples.
+
+        Args:
+            answers: The model's answers, one or more.
+            wanted: The right answers, as many.
+
+        Returns:
+            One number.
+        """
         return self._with_interval(answers, wanted, 0)[0]
 
     def interval(self, answers: Sequence[Any], wanted: Sequence[Any]) -> tuple[float, float]:
-        """Bootstrap interval of 95 %: the test examples drawn anew a thousand times, with a fixed seed."""
+        """Bootstrap interval of 95 %: the test examples drawn anew a thousand times, with a fixed seed.
+
+        Args:
+            answers: The model's answers, one or more.
+            wanted: The right answers, as many.
+
+        Returns:
+            Its lower and its upper end.
+        """
         return self._with_interval(answers, wanted, RESAMPLES)[1]
 
     def better(self, one: float, other: float) -> bool:
+        """Compare two values of this metric.
+
+        Args:
+            one: A value.
+            other: Another.
+
+        Returns:
+            Whether ``one`` is better; equal is not.
+        """
         return one > other if self.higher_is_better else one < other
 
     def _values(self, answers: Sequence[Any], wanted: Sequence[Any]) -> Sequence[float]:

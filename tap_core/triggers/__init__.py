@@ -4,17 +4,13 @@ A trigger is two choices, each a class in a file of its own and a line below: an
 says from scores or losses whether to replace.
 """
 
-from typing import TYPE_CHECKING
-
 from tap_core.registry import Registry
+from tap_core.triggers.base import Decision, Evidence, Indicator
 
-if TYPE_CHECKING:
-    from tap_core.triggers.base import Decision, Indicator
+__all__ = ["DECISIONS", "INDICATORS", "Decision", "Evidence", "Indicator"]
 
-__all__ = ["DECISIONS", "INDICATORS"]
-
-INDICATORS: "Registry[type[Indicator]]" = Registry("indicator", "tap_edge.indicators")
+INDICATORS: Registry[type[Indicator]] = Registry("indicator", "tap_edge.indicators")
 INDICATORS.add("loss", "tap_core.triggers.loss:Loss")
 
-DECISIONS: "Registry[type[Decision]]" = Registry("decision", "tap_edge.decisions")
+DECISIONS: Registry[type[Decision]] = Registry("decision", "tap_edge.decisions")
 DECISIONS.add("fixed", "tap_core.triggers.fixed:Fixed")

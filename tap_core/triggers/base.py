@@ -24,7 +24,16 @@ class Indicator(ABC):
 
     @abstractmethod
     def scores(self, model: "TapModel", parameter_set: "ParameterSet", batch: "TaskBatch") -> "Tensor":
-        """float32 (n,); the model is in eval mode and no gradient is taken."""
+        """Score examples; the model is in eval mode and no gradient is taken.
+
+        Args:
+            model: The device's model.
+            parameter_set: The set to score.
+            batch: The n examples.
+
+        Returns:
+            float32 (n,); lower is better.
+        """
 
 
 @dataclass(frozen=True)
@@ -54,4 +63,11 @@ class Decision(ABC):
 
     @abstractmethod
     def replaces(self, evidence: Evidence) -> bool:
-        """R[o]. A device's first participation always replaces: the caller sees to that."""
+        """R[o]. A device's first participation always replaces: the caller sees to that.
+
+        Args:
+            evidence: What the device knows about the task.
+
+        Returns:
+            Whether the task's personal components become copies of the federated ones.
+        """
