@@ -133,7 +133,8 @@ async def _body(receive: Receive) -> bytes | None:
     body = b""
     while True:
         message = await receive()
-        body += message.get("body", b"")
+        more: bytes = message.get("body", b"")
+        body += more
         if len(body) > MOST_BYTES:
             return None
         if not message.get("more_body", False):  # also of a client that has gone

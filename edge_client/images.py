@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 class ImageError(Exception):
@@ -38,5 +38,5 @@ def _opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise ImageError("is missing: no such image file; correct the path") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({str(error).splitlines()[0]})"
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({str(error).splitlines()[0]})"
         raise ImageError(f"is not a readable image{reason}; give a PNG or JPEG file") from None

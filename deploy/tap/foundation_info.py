@@ -27,7 +27,7 @@ from protocol.tensors import DTYPES
 from tap_core.components import SHARED, mote_attention, mote_expert, owned_components
 from tap_core.foundations import load_foundation
 from tap_core.foundations.base import Foundation
-from tap_core.model.adapters import adapter_name
+from tap_core.model.adapters import PARAMETER_SETS, adapter_name
 from tap_core.model.tap_model import TapModel
 from tap_core.model.transformer import attend, transform
 from tap_core.settings.federation import FederationConfig, TaskConfig
@@ -140,7 +140,7 @@ def facts(foundation: Foundation, config: FederationConfig) -> dict[str, Any]:
 
 def frozen_values(model: TapModel) -> int:
     """Frozen parameters that a device with this model holds, each counted once however many modules share it."""
-    trained = {id(p) for parameter_set in ("federated", "personal") for p in model.trainable(parameter_set).values()}  # type: ignore[arg-type]
+    trained = {id(p) for parameter_set in PARAMETER_SETS for p in model.trainable(parameter_set).values()}
     return sum(p.numel() for p in {p.data_ptr(): p for p in model.parameters() if id(p) not in trained}.values())
 
 
@@ -204,7 +204,7 @@ def count(model: TapModel, batch: TaskBatch) -> tuple[int, int]:
 def measured_speed(model: TapModel, examples: int = 8, tokens: int = 64) -> float:
     """Floating point operations a second of one of the backbone's layers, forward and backward, on this machine."""
     layer, shared = model.backbone.mote[0], [adapter_name("federated", name) for name in (ATTENTION, EXPERT)]
-    x = torch.ones(1, examples, tokens, layer.q.in_features, requires_grad=True)
+    x = torch.ones(1, examples, tokens, model.hidden, requires_grad=True)
 
     def once() -> float:
         start = time.perf_counter()
@@ -216,4 +216,4 @@ def measured_speed(model: TapModel, examples: int = 8, tokens: int = 64) -> floa
     end, best = time.perf_counter() + MEASURED_SECONDS, once()
     while time.perf_counter() < end:
         best = min(best, once())
-    return counter.get_total_flops() / best
+    return int(counter.get_total_flops()) / best

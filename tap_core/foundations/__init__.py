@@ -1,6 +1,7 @@
 """Families of foundations: one file each, one line below (docs/method.md section 3). Importing this loads no torch."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ else:
         },
     )
 
-FOUNDATIONS = Registry("foundation family", "tap_edge.foundations")
+FOUNDATIONS: "Registry[Callable[[Path], Foundation]]" = Registry("foundation family", "tap_edge.foundations")
 """By the ``model_type`` of config.json: a function from a directory to a `Foundation`."""
 
 FOUNDATIONS.add("flava", "tap_core.foundations.flava:load")
@@ -70,5 +71,4 @@ def _load(directory: Path) -> "Foundation":
         raise UsageError(
             f"{directory}/config.json has model_type {family!r}; one of {', '.join(FOUNDATIONS)} is needed"
         )
-    load: object = FOUNDATIONS[str(family)]
-    return load(directory)  # type: ignore[operator,no-any-return]
+    return FOUNDATIONS[str(family)](directory)

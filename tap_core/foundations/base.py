@@ -10,8 +10,9 @@ Shapes: B examples, S tokens of one modality, w an encoder's width, d hidden siz
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, overload
 
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -51,6 +52,23 @@ class Block(nn.Module):
         self.scale1, self.scale2 = scale1, scale2
 
 
+class Blocks(nn.ModuleList):
+    """Frozen layers, one after another; a part of them is `Blocks` too."""
+
+    def __init__(self, blocks: Iterable[Block] = ()) -> None:
+        super().__init__(blocks)
+
+    if TYPE_CHECKING:  # torch says of a list of modules no more than that they are modules
+
+        def __iter__(self) -> Iterator[Block]: ...
+
+        @overload
+        def __getitem__(self, place: slice) -> "Blocks": ...
+        @overload
+        def __getitem__(self, place: int) -> Block: ...
+        def __getitem__(self, place: int | slice) -> "Blocks | Block": ...
+
+
 class Encoder(nn.Module):
     """The frozen way of one modality to the backbone: ``project(norm(blocks(embed(patch(cut(inputs))))))``.
 
@@ -66,7 +84,7 @@ class Encoder(nn.Module):
         self,
         *,
         embed: nn.Module,
-        blocks: Iterable[nn.Module] = (),
+        blocks: Iterable[Block] = (),
         cut: nn.Module | None = None,
         patch: nn.Module | None = None,
         norm: nn.Module | None = None,
@@ -77,7 +95,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.cut, self.patch = cut or nn.Identity(), patch or nn.Identity()
-        self.embed, self.blocks = embed, nn.ModuleList(blocks)
+        self.embed, self.blocks = embed, Blocks(blocks)
         self.norm, self.project = norm or nn.Identity(), project or nn.Identity()
         self.causal, self.adapted, self.new_projection = causal, adapted, new_projection
 
@@ -97,7 +115,7 @@ class Foundation:
 
     family: str
     encoders: Mapping[Modality, Encoder]
-    blocks: nn.ModuleList
+    blocks: Blocks
     """The pre-norm blocks that the backbone takes its 2L from, in order: the first, or see ``ends_in_backbone``."""
     stage_layers: int
     """L, where the federation's settings name none."""
@@ -118,7 +136,7 @@ class Foundation:
     """A modality that has no encoder blocks of its own: of ``blocks`` the last 2L are the backbone and those before
     them are its encoder's."""
 
-    def split(self, stage_layers: int | None) -> tuple[dict[Modality, Encoder], nn.ModuleList]:
+    def split(self, stage_layers: int | None) -> tuple[dict[Modality, Encoder], Blocks]:
         """The encoders, and the backbone's 2L blocks.
 
         Args:

@@ -22,7 +22,7 @@ from torch.nn.utils import skip_init
 from transformers import AutoModel
 
 from tap_core.errors import UsageError
-from tap_core.foundations.base import Block, Encoder, Foundation
+from tap_core.foundations.base import Block, Blocks, Encoder, Foundation
 from tap_core.foundations.files import DUAL, find_towers
 from tap_core.foundations.layers import as_block, part
 from tap_core.foundations.loading import load_json, load_normalisation, load_tokenizer, load_weights
@@ -47,7 +47,7 @@ def load(directory: Path) -> Foundation:
     words = Encoder(
         embed=Embedding(text),
         blocks=_blocks(text, towers["text"]),
-        norm=part(text, "final_layer_norm"),
+        norm=_module(text, "final_layer_norm"),
         project=None if width == hidden else skip_init(nn.Linear, width, hidden),
         new_projection=width != hidden,
     )
@@ -83,13 +83,16 @@ def load(directory: Path) -> Foundation:
 class Embedding(nn.Module):
     """Pixels (B, 3, side, side) or token ids (B, S) to (B, S, w), as the tower embeds them."""
 
-    def __init__(self, tower: nn.Module) -> None:
+    embeddings: nn.Module
+
+    def __init__(self, tower: Any) -> None:
         super().__init__()
         self.embeddings = tower.embeddings
-        self.norm = part(tower, "pre_layrnorm") or nn.Identity()
+        self.norm = _module(tower, "pre_layrnorm") or nn.Identity()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.norm(self.embeddings(inputs))
+        embedded: Tensor = self.norm(self.embeddings(inputs))
+        return embedded
 
 
 def _load_tower(directory: Path) -> Any:
@@ -101,23 +104,29 @@ def _load_tower(directory: Path) -> Any:
 
 def _half(model: Any, tower: str) -> Any:
     """The tower itself, of a model that may hold both (CLIP, SigLIP)."""
-    found = part(model, f"{tower}_model") or model
+    found: Any = part(model, f"{tower}_model") or model
     reads = hasattr(found.config, {"vision": "image_size", "text": "vocab_size"}[tower])
-    if not reads or not isinstance(part(found, "embeddings"), nn.Module) or _layers(found) is None:
+    if not reads or _module(found, "embeddings") is None or not _layers(found):
         raise UsageError(
             f"{model.name_or_path}: a {type(model).__name__} is no plain {tower} tower; take another model"
         )
     return found
 
 
-def _layers(tower: Any) -> nn.ModuleList | None:
+def _module(tower: Any, path: str) -> nn.Module | None:
+    found = part(tower, path)
+    return found if isinstance(found, nn.Module) else None
+
+
+def _layers(tower: Any) -> nn.ModuleList:
+    """Empty if there are none where transformers has them."""
     found = [part(tower, path) for path in ("encoder.layer", "encoder.layers", "layers")]
-    return next((layers for layers in found if isinstance(layers, nn.ModuleList) and len(layers)), None)
+    return next((layers for layers in found if isinstance(layers, nn.ModuleList) and len(layers)), nn.ModuleList())
 
 
-def _blocks(tower: Any, directory: Path) -> nn.ModuleList:
+def _blocks(tower: Any, directory: Path) -> Blocks:
     try:
-        return nn.ModuleList(as_block(layer, tower.config.num_attention_heads) for layer in _layers(tower))
+        return Blocks(as_block(layer, tower.config.num_attention_heads) for layer in _layers(tower))
     except UsageError as error:
         raise UsageError(f"{directory}: {error}") from None
 
@@ -147,11 +156,11 @@ def _image_size(vision: Any, wanted: object, directory: Path) -> int:
 def _text_positions(text: Any) -> int:
     """Most tokens of a text; RoBERTa and its like begin to count after the padding."""
     first = part(text, "embeddings.position_embeddings.padding_idx")
-    return int(text.config.max_position_embeddings) - (0 if first is None else first + 1)
+    return int(text.config.max_position_embeddings) - (first + 1 if isinstance(first, int) else 0)
 
 
 @torch.no_grad()
-def _require_plain(tower: Any, encoder: Encoder, blocks: nn.ModuleList, inputs: Tensor, directory: Path) -> None:
+def _require_plain(tower: Any, encoder: Encoder, blocks: Blocks, inputs: Tensor, directory: Path) -> None:
     """Raises UsageError unless blocks and tower agree; finds out whether the tower is causal.
 
     The backbone goes on where a vision tower's last layer ends; a text tower's output is what it puts out.

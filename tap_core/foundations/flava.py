@@ -4,11 +4,12 @@ It knows transformers' FlavaModel (docs/method.md section 3). It does not know t
 """
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import FlavaModel
 
-from tap_core.foundations.base import Encoder, Foundation
+from tap_core.foundations.base import Blocks, Encoder, Foundation
 from tap_core.foundations.layers import as_block
 from tap_core.foundations.loading import load_normalisation, load_tokenizer, load_weights
 
@@ -52,8 +53,8 @@ def load(directory: Path) -> Foundation:
     )
 
 
-def _blocks(model: nn.Module) -> nn.ModuleList:
-    return nn.ModuleList(as_block(layer, model.config.num_attention_heads) for layer in model.encoder.layer)
+def _blocks(model: Any) -> Blocks:
+    return Blocks(as_block(layer, model.config.num_attention_heads) for layer in model.encoder.layer)
 
 
 class ImageEmbedding(nn.Module):
@@ -64,7 +65,8 @@ class ImageEmbedding(nn.Module):
         self.embeddings = embeddings
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.embeddings(pixels)
+        embedded: Tensor = self.embeddings(pixels)
+        return embedded
 
 
 class TextEmbedding(nn.Module):
@@ -75,4 +77,5 @@ class TextEmbedding(nn.Module):
         self.embeddings = embeddings
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.embeddings(input_ids=ids)
+        embedded: Tensor = self.embeddings(input_ids=ids)
+        return embedded

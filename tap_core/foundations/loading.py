@@ -71,14 +71,14 @@ def load_tokenizer(directory: Path) -> tuple[Tokenizer, SpecialTokens]:
         fast = _fast_tokenizer(directory)
     except Exception as error:  # the Rust library raises plain Exception for a file that it cannot read
         raise damaged(directory / "tokenizer.json", error) from None
-    end = _first(fast.sep_token_id, fast.eos_token_id)
-    if end is None:
+    ends = _known(fast.sep_token_id, fast.eos_token_id)
+    if not ends:
         raise UsageError(f"the tokenizer in {directory} has no end token (eos or sep); use the model's own")
-    pad = _first(fast.pad_token_id, end)
-    start = _first(fast.cls_token_id, fast.bos_token_id, pad)
+    pad = _known(fast.pad_token_id, *ends)[0]
+    start = _known(fast.cls_token_id, fast.bos_token_id, pad)[0]
     fast.backend_tokenizer.no_padding()
     fast.backend_tokenizer.no_truncation()
-    return fast.backend_tokenizer, SpecialTokens(pad, start, end)
+    return fast.backend_tokenizer, SpecialTokens(pad, start, ends[0])
 
 
 def _fast_tokenizer(directory: Path) -> Any:
@@ -92,8 +92,8 @@ def _fast_tokenizer(directory: Path) -> Any:
     return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
 
 
-def _first(*ids: int | None) -> int | None:
-    return next((found for found in ids if found is not None), None)
+def _known(*ids: int | None) -> list[int]:
+    return [found for found in ids if found is not None]
 
 
 def load_normalisation(directory: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -51,7 +51,8 @@ class Preprocessor:
         trap 6).
         """
         restored = (image.astype(np.float32) * self.std + self.mean) * 255.0
-        return np.clip(np.rint(restored), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+        pixels: np.ndarray = np.clip(np.rint(restored), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+        return pixels
 
     def texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and attention mask, int64 (batch, longest); special tokens added, cut to ``text_length``."""

@@ -5,13 +5,14 @@ the square that the model was pretrained on, so its patches are all used, in the
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 from transformers import ViltModel
 
-from tap_core.foundations.base import Encoder, Foundation
+from tap_core.foundations.base import Blocks, Encoder, Foundation
 from tap_core.foundations.layers import as_block
 from tap_core.foundations.loading import load_normalisation, load_tokenizer, load_weights
 
@@ -37,7 +38,7 @@ def load(directory: Path) -> Foundation:
             ),
             "text": Encoder(embed=TextEmbedding(embeddings)),
         },
-        blocks=nn.ModuleList(as_block(layer, config.num_attention_heads) for layer in model.encoder.layer),
+        blocks=Blocks(as_block(layer, config.num_attention_heads) for layer in model.encoder.layer),
         stage_layers=4,
         word_embeddings=embeddings.text_embeddings.word_embeddings.weight,
         tokenizer=tokenizer,
@@ -56,8 +57,9 @@ def patch_layer(convolution: nn.Conv2d) -> nn.Linear:
     LoRA on it is LoRA on the convolution: A a convolution of the kernel's size, B one of size 1.
     """
     weight = convolution.weight.flatten(1)  # (w, 3 * size * size), a view
-    linear = skip_init(nn.Linear, weight.shape[1], weight.shape[0])
-    linear.weight, linear.bias = nn.Parameter(weight, requires_grad=False), convolution.bias
+    linear: nn.Linear = skip_init(nn.Linear, weight.shape[1], weight.shape[0])
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.bias = convolution.get_parameter("bias")
     return linear
 
 
@@ -70,13 +72,18 @@ class Cut(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         across = pixels.unflatten(3, (-1, self.size)).unflatten(2, (-1, self.size))  # (B, 3, rows, size, columns, size)
-        return across.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        patches: Tensor = across.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return patches
 
 
 class ImageEmbedding(nn.Module):
     """Embedded patches (B, patches, w) to a class token and patches with their positions, (B, S, w)."""
 
-    def __init__(self, embeddings: nn.Module) -> None:
+    class_token: nn.Parameter
+    positions: nn.Parameter
+    kinds: nn.Embedding
+
+    def __init__(self, embeddings: Any) -> None:
         super().__init__()
         self.class_token, self.positions = embeddings.cls_token, embeddings.position_embeddings
         self.kinds = embeddings.token_type_embeddings
@@ -89,9 +96,13 @@ class ImageEmbedding(nn.Module):
 class TextEmbedding(nn.Module):
     """Token ids (B, S) to (B, S, w)."""
 
-    def __init__(self, embeddings: nn.Module) -> None:
+    words: nn.Module
+    kinds: nn.Embedding
+
+    def __init__(self, embeddings: Any) -> None:
         super().__init__()
         self.words, self.kinds = embeddings.text_embeddings, embeddings.token_type_embeddings
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.words(input_ids=ids) + self.kinds.weight[0]  # 0: tokens of a text
+        embedded: Tensor = self.words(input_ids=ids) + self.kinds.weight[0]  # 0: tokens of a text
+        return embedded

@@ -46,7 +46,7 @@ def adapter_name(parameter_set: ParameterSet, component: str) -> str:
 def add_adapters(root: nn.Module, component: str, targets: str, rank: LoraRank, dropout: float) -> None:
     """Give the linear layers of ``root`` whose names match the expression ``targets`` an adapter for each set."""
     for parameter_set in PARAMETER_SETS:
-        config = PeftLoraConfig(r=rank.rank, lora_alpha=rank.alpha, lora_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
+        config = PeftLoraConfig(r=rank.rank, lora_alpha=rank.alpha, lora_dropout=dropout, target_modules=targets)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters: on purpose
             inject_adapter_in_model(config, root, adapter_name=adapter_name(parameter_set, component))
@@ -101,6 +101,7 @@ def routed(
 def _frozen(layer: nn.Module, adapters: Sequence[str]) -> Frozen:
     """The layer's frozen matrix, and the adapters of these names if it has any."""
     if not isinstance(layer, LoraLayer):
+        assert isinstance(layer, nn.Linear)
         return Frozen(layer.weight, layer.bias)
     base = layer.get_base_layer()
     updates = [LowRank(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]) for name in adapters]
@@ -122,6 +123,9 @@ def merge(root: nn.Module, adapters: Sequence[str], *, route: bool) -> None:
 
 class MergedLinear(nn.Module):
     """A linear layer with some adapters merged into copies of its weight, for export: W + (alpha / r) B A each."""
+
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(self, layer: LoraLayer, adapters: Sequence[str]) -> None:
         super().__init__()

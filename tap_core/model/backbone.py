@@ -22,6 +22,7 @@ from tap_core.components import (
     mote_attention,
     mote_expert,
 )
+from tap_core.foundations.base import Blocks
 from tap_core.model.adapters import ParameterSet, adapter_name, add_adapters, share_frozen
 from tap_core.model.recompute import run
 from tap_core.model.transformer import attend, transform
@@ -39,7 +40,7 @@ TARGETS = {
 class Backbone(nn.Module):
     """2L frozen layers and the adapters of the given components."""
 
-    def __init__(self, blocks: nn.ModuleList, stage_layers: int, components: Sequence[str], lora: LoraConfig) -> None:
+    def __init__(self, blocks: Blocks, stage_layers: int, components: Sequence[str], lora: LoraConfig) -> None:
         """Raises ValueError if there are fewer than ``2 * stage_layers`` layers."""
         super().__init__()
         if len(blocks) < 2 * stage_layers:

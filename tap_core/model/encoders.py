@@ -5,6 +5,8 @@ It knows `Encoder` and adapters. It does not know what a foundation's family is,
 
 import copy
 import re
+from collections.abc import Mapping, ValuesView
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +66,7 @@ class AdaptedEncoder(nn.Module):
         """What the first ``frozen_blocks`` blocks make of the inputs (as of `forward`), (B, S, w).
 
         Only where there are such blocks: with none, a layer below them may be trained."""
-        x = self.encoder.embed(self.encoder.patch(self.encoder.cut(inputs)))[None]
+        x: Tensor = self.encoder.embed(self.encoder.patch(self.encoder.cut(inputs)))[None]
         for block in self.encoder.blocks[: self.frozen_blocks]:
             x = transform(block, attend(block, x, mask, (), self.encoder.causal), ())
         return x[0]
@@ -101,6 +103,18 @@ class AdaptedEncoder(nn.Module):
             x = run(through, block, x, recompute=self.recompute)
         (projected,) = routed((self.encoder.project,), self.encoder.norm(x), names)
         return self.projections[parameter_set](projected[0]) if parameter_set in self.projections else projected[0]
+
+
+class AdaptedEncoders(nn.ModuleDict):
+    """The encoders of a device's modalities."""
+
+    def __init__(self, encoders: Mapping[str, AdaptedEncoder]) -> None:
+        super().__init__(encoders)
+
+    if TYPE_CHECKING:  # torch says of a dictionary of modules no more than that they are modules
+
+        def __getitem__(self, modality: str) -> AdaptedEncoder: ...
+        def values(self) -> ValuesView[AdaptedEncoder]: ...
 
 
 def _adapted(frozen: Encoder, layers: int | None) -> list[str]:

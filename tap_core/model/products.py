@@ -10,7 +10,7 @@ Shapes: G input groups, J output groups (J a multiple of G; J / G consecutive on
 (examples and tokens), r rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -74,9 +74,9 @@ def products(
         flat, factors = flat.to(dtype), [f.to(dtype) for f in factors]
         planned = [Frozen(p.weight.to(dtype), None if p.bias is None else p.bias.to(dtype), p.updates) for p in planned]
         with torch.autocast(x.device.type, enabled=False):
-            outputs = _Products.apply(flat, rows, _Plan(planned, read, mean), *factors)
+            outputs = _apply(flat, rows, _Plan(planned, read, mean), *factors)
     else:
-        outputs = _Products.apply(flat, rows, _Plan(planned, read, mean), *factors)
+        outputs = _apply(flat, rows, _Plan(planned, read, mean), *factors)
     return tuple(y.reshape(y.shape[0], *shape[1:-1], -1) for y in outputs)
 
 
@@ -151,6 +151,10 @@ class _Products(torch.autograd.Function):
         if dx is not None:
             _add_frozen(dx, plan, gradients)
         return (dx, None, None, *dfactors)
+
+
+_apply: Callable[..., tuple[Tensor, ...]] = _Products.apply
+"""As `_Products.forward` without its context; torch's own annotations leave it out."""
 
 
 def _add_frozen(dx: Tensor, plan: _Plan, gradients: Sequence[Tensor]) -> None:

@@ -16,7 +16,7 @@ from tap_core.foundations.preprocessor import Preprocessor
 from tap_core.model import adapters
 from tap_core.model.adapters import PARAMETER_SETS, ParameterSet
 from tap_core.model.backbone import Backbone
-from tap_core.model.encoders import AdaptedEncoder
+from tap_core.model.encoders import AdaptedEncoder, AdaptedEncoders
 from tap_core.seeds import derive_seed
 from tap_core.settings.federation import FederationConfig, TaskConfig
 from tap_core.tasks import task_kind
@@ -36,11 +36,12 @@ class TapModel(nn.Module):
         self.config = config
         self.tasks = {task.name: task for task in tasks}
         self.components = owned_components(tasks)
+        self.hidden = foundation.hidden
         self.embeddings = foundation.word_embeddings  # a frozen parameter: it moves to a device with the model
         self.preprocessor = Preprocessor(foundation, text_length=config.training.text_length)
         modalities: list[Modality] = [m for m in ("image", "text") if encoder(m) in self.components]
         encoders, blocks = foundation.split(config.model.stage_layers)
-        self.encoders = nn.ModuleDict({m: AdaptedEncoder(encoders[m], m, config.lora) for m in modalities})
+        self.encoders = AdaptedEncoders({m: AdaptedEncoder(encoders[m], m, config.lora) for m in modalities})
         self.backbone = Backbone(blocks, len(blocks) // 2, self.components, config.lora)
         sizes = HeadSizes(
             hidden=foundation.hidden,
@@ -109,8 +110,9 @@ class TapModel(nn.Module):
                     torch.manual_seed(component_seed)
                     module = self.decoders[adapters.adapter_name("federated", name)]
                     for part in module.modules():
-                        if hasattr(part, "reset_parameters"):
-                            part.reset_parameters()
+                        reset = getattr(part, "reset_parameters", None)
+                        if reset is not None:
+                            reset()
             else:
                 generator = torch.Generator().manual_seed(component_seed)
                 adapters.initialise_adapter(self._parameters_of["federated"][name], generator)
@@ -118,23 +120,21 @@ class TapModel(nn.Module):
 
     def recompute(self, on: bool) -> None:
         """Whether layers' activations are computed again in the backward pass instead of being kept (checkpointing)."""
-        for part in (*self.encoders.values(), self.backbone):
-            part.recompute = on
+        self.backbone.recompute = on
+        for adapted in self.encoders.values():
+            adapted.recompute = on
 
     def encode(self, batch: TaskBatch, parameter_set: ParameterSet) -> Tokens:
         """The backbone's tokens for a batch of one task."""
         streams: dict[Modality, Tensor] = {}
         masks: dict[Modality, Tensor | None] = {}
+        whole: list[Tensor] = []
         for modality in batch.task.inputs:
-            inputs = batch.image if modality == "image" else batch.input_ids
-            masks[modality] = None if modality == "image" else batch.attention_mask.bool()
-            streams[modality] = self.encoders[modality](
-                inputs, masks[modality], parameter_set, batch.prefixes.get(modality)
-            )
+            inputs, mask = batch.inputs(modality)
+            stream = self.encoders[modality](inputs, mask, parameter_set, batch.prefixes.get(modality))
+            streams[modality], masks[modality] = stream, mask
+            whole.append(stream.new_ones(stream.shape[:2], dtype=torch.bool) if mask is None else mask)
         values = self.backbone(streams, masks, batch.task.kind, parameter_set)
-        whole = [
-            x.new_ones(x.shape[:2], dtype=torch.bool) if masks[m] is None else masks[m] for m, x in streams.items()
-        ]
         return Tokens(values, torch.cat(whole, dim=1), tuple(x.shape[1] for x in streams.values()))
 
     @torch.no_grad()
@@ -143,8 +143,8 @@ class TapModel(nn.Module):
         mean of its tokens, of length one, side by side: float32 (batch, sum of the encoders' widths)."""
         parts = []
         for modality in batch.task.inputs:
-            mask = None if modality == "image" else batch.attention_mask.bool()
-            tokens = self.encoders[modality].frozen(batch.image if mask is None else batch.input_ids, mask)
+            inputs, mask = batch.inputs(modality)
+            tokens = self.encoders[modality].frozen(inputs, mask)
             mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
             pooled = pool(Tokens(tokens.float(), mask, (tokens.shape[1],)))
             parts.append(torch.nn.functional.normalize(pooled, dim=-1))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tap_core.components import Modality
 from tap_core.settings.federation import TaskConfig
 
 
@@ -23,11 +24,19 @@ class TaskBatch:
     input_ids: Tensor | None
     attention_mask: Tensor | None
     target: Tensor
-    prefixes: Mapping[str, Tensor] = field(default_factory=dict)
+    prefixes: Mapping[Modality, Tensor] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
         return self.target.shape[0]
+
+    def inputs(self, modality: Modality) -> tuple[Tensor, Tensor | None]:
+        """One modality's input, and its bool mask, false where padding; None for images. The task must have it."""
+        if modality == "image":
+            assert self.image is not None
+            return self.image, None
+        assert self.input_ids is not None and self.attention_mask is not None
+        return self.input_ids, self.attention_mask.bool()
 
     def to(self, device: torch.device) -> "TaskBatch":
         """The same batch elsewhere.

@@ -60,7 +60,8 @@ class Classification(TaskKind):
         return {"majority class": [commonest] * len(test)}
 
     def shown(self, answer: Any, task: "TaskConfig") -> str:
-        return task.classes[answer]
+        name: str = task.classes[answer]
+        return name
 
     def predict(self, output: np.ndarray, task: Any) -> dict[str, Any]:
         """``label``, ``probability`` and ``probabilities`` (by class, likeliest first)."""

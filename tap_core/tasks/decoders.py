@@ -78,7 +78,8 @@ class ImageDecoder(nn.Module):
         x = self.seed(self.norm(pool(tokens))).unflatten(1, (self.width, self.start, self.start))
         for layer in self.up:  # the side doubles each time
             x = layer(F.gelu(x))
-        return x
+        image: Tensor = x
+        return image
 
 
 class TextDecoder(nn.Module):
@@ -156,7 +157,8 @@ class TextDecoderLayer(nn.Module):
         return x + self.outer(F.gelu(self.inner(self.inner_norm(x)))), key, value
 
     def _split(self, y: Tensor) -> Tensor:  # (B, N, w) to (B, heads, N, w / heads)
-        return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        split: Tensor = y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return split
 
 
 def _join(y: Tensor) -> Tensor:  # (B, heads, N, w / heads) to (B, N, w)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tap_core.components import Modality
 from tap_core.model.tap_model import TapModel
 from tap_core.tasks.batch import TaskBatch
 
@@ -47,7 +48,7 @@ class PrefixCache:
         }
         return replace(batch, prefixes=prefixes) if prefixes else batch
 
-    def _prefixes(self, model: TapModel, batch: TaskBatch, modality: str, examples: Sequence[int]) -> Tensor:
+    def _prefixes(self, model: TapModel, batch: TaskBatch, modality: Modality, examples: Sequence[int]) -> Tensor:
         """(batch, tokens, width), zero where a text is padded."""
         rows: list[Tensor] = []
         for position, number in enumerate(examples):
@@ -106,13 +107,10 @@ class _Rows:
         self._place[number] = (index, len(row))
 
 
-def _compute(model: TapModel, batch: TaskBatch, modality: str, position: int) -> Tensor:
+def _compute(model: TapModel, batch: TaskBatch, modality: Modality, position: int) -> Tensor:
     """(tokens, width), float32, on the CPU: of one example on its own, without padding."""
-    encoder = model.encoders[modality]
-    if modality == "image":
-        inputs = batch.image[position : position + 1]
-    else:
-        length = int(batch.attention_mask[position].sum())
-        inputs = batch.input_ids[position : position + 1, :length]
-    row: Tensor = encoder.prefix(inputs, None)[0].float().cpu()
-    return row
+    inputs, mask = batch.inputs(modality)
+    inputs = inputs[position : position + 1]
+    if mask is not None:
+        inputs = inputs[:, : int(mask[position].sum())]
+    return model.encoders[modality].prefix(inputs, None)[0].float().cpu()

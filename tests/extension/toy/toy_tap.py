@@ -113,7 +113,7 @@ def load_toy(directory):
     from tokenizers import Tokenizer
     from torch import nn
 
-    from tap_core.foundations.base import Block, Encoder, Foundation, SpecialTokens
+    from tap_core.foundations.base import Block, Blocks, Encoder, Foundation, SpecialTokens
 
     vectors = load_file(directory / "model.safetensors")["words"]
     width = vectors.shape[1]
@@ -134,8 +134,8 @@ def load_toy(directory):
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
-        text = Encoder(embed=Words(), blocks=nn.ModuleList([block()]))
-        backbone = nn.ModuleList([block(), block()])
+        text = Encoder(embed=Words(), blocks=[block()])
+        backbone = Blocks([block(), block()])
     for module in (text, backbone):
         module.requires_grad_(False).eval()
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
