@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 
 from tap_core.errors import Diverged
@@ -68,7 +69,8 @@ def train(
     parameters = list(model.trainable(parameter_set).values())
     for parameter in parameters:
         parameter.requires_grad_(True)
-    optimizer = accelerator.prepare(
+    # not accelerator.prepare: the accelerator would hold it until its free_memory, which collects all garbage
+    optimizer = AcceleratedOptimizer(
         torch.optim.AdamW(
             parameters,
             lr=phase.learning_rate,
@@ -76,7 +78,8 @@ def train(
             eps=EPSILON,
             weight_decay=settings.weight_decay,
             fused=True,
-        )
+        ),
+        scaler=accelerator.scaler,
     )
     numbers = {name: range(len(examples)) for name, examples in data.items()}
     batches = mixed_batches(numbers, settings.batch_size, phase.seed, settings.shares)
@@ -115,6 +118,7 @@ def train(
                         batch = resources.prefixes.complete(model, batch, chosen)
                     backward(batch, size)
                 if accelerator.sync_gradients:
+                    accelerator.unscale_gradients(optimizer)
                     accelerator.clip_grad_norm_(parameters, settings.clip_norm)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -124,7 +128,6 @@ def train(
             )
         if on_progress is not None:
             on_progress(phase.name, step + 1, phase.steps)
-    accelerator.free_memory()
     for parameter in parameters:
         parameter.requires_grad_(False)
     return {name: totals[name] / counts[name] for name in sorted(data) if counts[name]}
