@@ -40,6 +40,7 @@ lint: $(STAMP) ## Check format and lint rules.
 
 types: $(STAMP) ## Check types.
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typing/confused_names.py
 
 imports: $(STAMP) ## Check the import contracts between the packages.
 	$(BIN)/lint-imports

@@ -15,6 +15,7 @@ from coordinator.gate import network_of
 from coordinator.identity import bearer_token, token_digest
 from coordinator.limits import Bucket, Failures
 from coordinator.tokens import Tokens
+from tap_core.names import DeviceName
 
 CONNECTIONS_A_MINUTE = 60
 """Connections that one token may open within a minute; devices wait a second or more before they try again."""
@@ -28,7 +29,7 @@ log = structlog.get_logger("coordinator.admission")
 class Admitted:
     """The handshake's token is the device's; ``token``: its digest."""
 
-    device: str
+    device: DeviceName
     token: str
 
 
@@ -48,7 +49,7 @@ class Admission:
     def __init__(self, tokens: Tokens, failures: Failures | None = None, clock: Callable[[], float] = time.monotonic):
         self._tokens, self._clock = tokens, clock
         self._failures = Failures(clock=clock) if failures is None else failures
-        self._comings: dict[str, Bucket] = {}  # by device: only those that are enrolled have one
+        self._comings: dict[DeviceName, Bucket] = {}  # by device: only those that are enrolled have one
 
     async def check(self, authorization: Sequence[str], address: str) -> Admitted | Refused:
         """``authorization``: the values of all such headers. Raises what reading the tokens raises."""
@@ -69,7 +70,7 @@ class Admission:
             return Refused(HTTPStatus.TOO_MANY_REQUESTS, "too_many_attempts", text, failure.retry_after)
         return Refused(HTTPStatus.UNAUTHORIZED, "unauthorized", f"{why}; {ASK}")
 
-    def _welcome(self, device: str, digest: str) -> Admitted | Refused:
+    def _welcome(self, device: DeviceName, digest: str) -> Admitted | Refused:
         now = self._clock()
         if device not in self._comings:
             self._comings[device] = Bucket(CONNECTIONS_A_MINUTE, CONNECTIONS_A_MINUTE / 60, now)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coordinator.store import Version
+from tap_core.names import ComponentName
 
 
 @dataclass(frozen=True)
@@ -13,16 +14,16 @@ class Training:
     round: int
     attempt: int
     seconds: float
-    components: Mapping[str, Version]
-    home: tuple[str, ...] = ()
+    components: Mapping[ComponentName, Version]
+    home: tuple[ComponentName, ...] = ()
 
 
 @dataclass(frozen=True)
 class Finishing:
     """The federation has ended: these are the final values, but for those of components at ``home``."""
 
-    components: Mapping[str, Version]
-    home: tuple[str, ...] = ()
+    components: Mapping[ComponentName, Version]
+    home: tuple[ComponentName, ...] = ()
 
 
 Assignment = Training | Finishing

@@ -26,8 +26,10 @@ from pathlib import Path
 
 import structlog
 
+from protocol.names import Digest
 from tap_core.errors import TapError
 from tap_core.files import sync_directory
+from tap_core.names import DeviceName
 
 KEPT_IN_MEMORY = 32 * 1024 * 1024
 """Bytes of checked blobs that are kept for the next reader."""
@@ -35,7 +37,7 @@ KEPT_IN_MEMORY = 32 * 1024 * 1024
 WRITING = ".writing"
 """The ending of a file that is being written."""
 
-ROUND = ".round"
+ROUND = DeviceName(".round")
 """The owner of what the coordinator itself stages; no device can have this name."""
 
 _DIGEST = re.compile(r"^[0-9a-f]{64}\Z")
@@ -49,7 +51,7 @@ log = structlog.get_logger("coordinator.blobs")
 class BlobError(TapError):
     """The bytes of ``digest`` cannot be had."""
 
-    def __init__(self, why: str, digest: str):
+    def __init__(self, why: str, digest: Digest):
         super().__init__(why)
         self.digest = digest
 
@@ -71,14 +73,14 @@ class BlobStore:
         self._quarantine = directory / "quarantine"
         for place in (self._incoming, self._quarantine):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._doomed: set[str] = set()
+        self._doomed: set[Digest] = set()
         self._lock = threading.Lock()  # of what follows, and of every step that moves or removes a sealed file
-        self._known: OrderedDict[str, bytes] = OrderedDict()  # checked, the last used at the end
+        self._known: OrderedDict[Digest, bytes] = OrderedDict()  # checked, the last used at the end
         self._known_limit, self._known_size = kept_in_memory, 0
         self.pool = ThreadPoolExecutor(_STAGED_AT_ONCE, thread_name_prefix="blobs")
         """For whoever stages blobs: waiting for the disk must not use up the threads of others."""
 
-    def recover(self, referenced: Collection[str]) -> list[str]:
+    def recover(self, referenced: Collection[Digest]) -> list[str]:
         """After a start: what is half-written, and every sealed blob that is not ``referenced``, goes to quarantine.
 
         Staged blobs that are whole stay: their device need not send them again. Returns the names in quarantine that
@@ -101,7 +103,7 @@ class BlobStore:
 
     # in
 
-    def has(self, digest: str, owner: str | None = None) -> bool:
+    def has(self, digest: Digest, owner: DeviceName | None = None) -> bool:
         """Whether the blob is sealed or, with an ``owner``, staged by it."""
         self._check(digest)
         if owner is not None and self._staged(owner, digest).exists():
@@ -109,7 +111,7 @@ class BlobStore:
         with self._lock:
             return digest not in self._doomed and self._sealed(digest).exists()
 
-    def stage(self, owner: str, digest: str, data: bytes) -> None:
+    def stage(self, owner: DeviceName, digest: Digest, data: bytes) -> None:
         """Write and fsync ``data``, whose sha256 the caller has computed or checked: hashing twice costs a good part of
         a round. The name is not durable before `seal`. Raises OSError, and leaves nothing, if not all can be written.
         """
@@ -132,13 +134,13 @@ class BlobStore:
             raise
         self._remember(digest, data)
 
-    def seal(self, owner: str, digests: Iterable[str]) -> None:
+    def seal(self, owner: DeviceName, digests: Iterable[Digest]) -> None:
         """Make these blobs durable. Raises MissingBlob if one is neither staged by ``owner`` nor sealed."""
         moved = [digest for digest in sorted(set(digests)) if self._move(owner, digest)]
         if moved:
             sync_directory(self.directory)
 
-    def _move(self, owner: str, digest: str) -> bool:
+    def _move(self, owner: DeviceName, digest: Digest) -> bool:
         """Give a staged blob its sealed name; False if it has it already."""
         staged = self._staged(owner, digest)
         with self._lock:
@@ -152,7 +154,7 @@ class BlobStore:
                 raise self._missing(digest) from None
             return True
 
-    def drop(self, owner: str, *, keep: Collection[str] = ()) -> None:
+    def drop(self, owner: DeviceName, *, keep: Collection[Digest] = ()) -> None:
         """Remove what the owner has staged, but for the blobs of ``keep``. Sealed blobs stay."""
         with contextlib.suppress(FileNotFoundError):
             for path in self.place_of(owner).iterdir():
@@ -163,16 +165,16 @@ class BlobStore:
         """Remove what anybody has staged: no round waits for it."""
         for place in self._incoming.iterdir():
             if place.is_dir():
-                self.drop(place.name)
+                self.drop(DeviceName(place.name))
 
-    def put(self, digest: str, data: bytes) -> None:
+    def put(self, digest: Digest, data: bytes) -> None:
         """Stage and seal one blob."""
         self.stage(ROUND, digest, data)
         self.seal(ROUND, [digest])
 
     # out
 
-    def get(self, digest: str, owner: str | None = None) -> bytes:
+    def get(self, digest: Digest, owner: DeviceName | None = None) -> bytes:
         """The bytes of a sealed blob or, with an ``owner``, of one that it staged. What comes from the disk is checked.
 
         Raises MissingBlob, or DamagedBlob once the file is in quarantine.
@@ -197,7 +199,7 @@ class BlobStore:
                 return data
         raise self._missing(digest)
 
-    def get_some(self, digests: Iterable[str], at_least: int = 2 << 20) -> list[bytes]:
+    def get_some(self, digests: Iterable[Digest], at_least: int = 2 << 20) -> list[bytes]:
         """The first blobs of ``digests``, as few as hold ``at_least`` bytes together (all, if they hold less)."""
         found: list[bytes] = []
         size = 0
@@ -208,12 +210,12 @@ class BlobStore:
                 break
         return found
 
-    def recall(self, digest: str) -> bytes | None:
+    def recall(self, digest: Digest) -> bytes | None:
         """The bytes, if they are still in memory; the disk is not asked."""
         with self._lock:
             return self._known.get(digest)
 
-    def is_whole(self, digest: str) -> bool:
+    def is_whole(self, digest: Digest) -> bool:
         """Whether a sealed file holds the bytes of its name. Reads the disk, moves nothing."""
         self._check(digest)
         try:
@@ -221,18 +223,18 @@ class BlobStore:
         except FileNotFoundError:
             return False
 
-    def replace(self, digest: str, data: bytes) -> None:
+    def replace(self, digest: Digest, data: bytes) -> None:
         """Put the right bytes in place of a file that is damaged or missing; what was there goes to quarantine."""
         self._set_aside(self._sealed(digest))
         self.put(digest, data)
 
-    def digests(self) -> list[str]:
+    def digests(self) -> list[Digest]:
         """Every sealed blob, sorted."""
-        return sorted(entry.name for entry in os.scandir(self.directory) if _DIGEST.match(entry.name))
+        return sorted(Digest(entry.name) for entry in os.scandir(self.directory) if _DIGEST.match(entry.name))
 
     # away
 
-    def doom(self, digests: Iterable[str]) -> None:
+    def doom(self, digests: Iterable[Digest]) -> None:
         """Give up these blobs: `has` denies them at once, `collect` removes them later.
 
         One that is staged or sealed again meanwhile is saved. The caller sees to it that none gains a reference now.
@@ -277,10 +279,10 @@ class BlobStore:
         name = f"{path.name}.{secrets.token_hex(4)}"
         with self._lock, contextlib.suppress(FileNotFoundError):
             os.replace(path, self._quarantine / name)
-            self._forget(path.name)
+            self._forget(Digest(path.name))
         return name
 
-    def _remember(self, digest: str, data: bytes) -> None:
+    def _remember(self, digest: Digest, data: bytes) -> None:
         with self._lock:
             if digest in self._known or len(data) > self._known_limit:
                 return
@@ -289,32 +291,32 @@ class BlobStore:
             while self._known_size > self._known_limit:
                 self._known_size -= len(self._known.popitem(last=False)[1])
 
-    def _forget(self, digest: str) -> None:
+    def _forget(self, digest: Digest) -> None:
         """Called with the lock held."""
         data = self._known.pop(digest, None)
         self._known_size -= 0 if data is None else len(data)
 
-    def _check(self, digest: str) -> None:
+    def _check(self, digest: Digest) -> None:
         if not _DIGEST.match(digest):
             raise ValueError(f"{digest!r} is not a sha256 in hexadecimal")
 
-    def _sealed(self, digest: str) -> Path:
+    def _sealed(self, digest: Digest) -> Path:
         return self.directory / digest
 
-    def place_of(self, owner: str) -> Path:
+    def place_of(self, owner: DeviceName) -> Path:
         """Where the owner's staged blobs are."""
         if not _OWNER.match(owner):
             raise ValueError(f"{owner!r} is no name of an owner")
         return self._incoming / owner
 
-    def _staged(self, owner: str, digest: str) -> Path:
+    def _staged(self, owner: DeviceName, digest: Digest) -> Path:
         return self.place_of(owner) / digest
 
-    def _missing(self, digest: str) -> MissingBlob:
+    def _missing(self, digest: Digest) -> MissingBlob:
         return MissingBlob(f"blob {digest} is missing; see: tap-coordinator verify DIR", digest)
 
 
-def _write_whole(path: Path, data: bytes, digest: str) -> None:
+def _write_whole(path: Path, data: bytes, digest: Digest) -> None:
     """Write ``data`` to a new file and fsync it. The kernel may take less than it is given (a disk nearly full, more
     than 2 GiB), so what it took is counted, and a file that came about in pieces is read back."""
     view, written, pieces = memoryview(data), 0, 0

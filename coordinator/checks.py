@@ -15,6 +15,7 @@ from protocol.errors import RemoteProtocolError
 from protocol.messages import Hello, Update
 from tap_core.components import examples_per_component, owned_components
 from tap_core.manifest import FederationManifest
+from tap_core.names import ComponentName, DeviceName, TaskName
 from tap_core.settings.federation import TaskConfig
 
 
@@ -30,12 +31,12 @@ class Unacceptable(Exception):
 class Membership:
     """What follows from an accepted hello: the components it owns and the most examples it may claim for each."""
 
-    tasks: dict[str, int]
-    owned: tuple[str, ...]
-    examples: dict[str, int]
+    tasks: dict[TaskName, int]
+    owned: tuple[ComponentName, ...]
+    examples: dict[ComponentName, int]
 
 
-def check_hello(hello: Hello, device: str, manifest: FederationManifest, enrolment: Enrolment) -> Membership:
+def check_hello(hello: Hello, device: DeviceName, manifest: FederationManifest, enrolment: Enrolment) -> Membership:
     """The membership of ``device``, the one that the token of ``enrolment`` belongs to; an empty one if it names no
     task and so only looks at the settings. Raises Unacceptable."""
     config = manifest.config
@@ -64,11 +65,12 @@ def check_hello(hello: Hello, device: str, manifest: FederationManifest, enrolme
             f"point 'foundation' in client.toml at the weights of {config.foundation}",
         )
     tasks = _allowed_tasks(hello, config.tasks, enrolment)
-    examples = examples_per_component(tasks, hello.tasks)
-    return Membership(dict(hello.tasks), owned_components(tasks), examples)
+    named = {TaskName(name): count for name, count in hello.tasks.items()}
+    examples = examples_per_component(tasks, named)
+    return Membership(named, owned_components(tasks), examples)
 
 
-def _allowed_tasks(hello: Hello, known: Mapping[str, TaskConfig], enrolment: Enrolment) -> list[TaskConfig]:
+def _allowed_tasks(hello: Hello, known: Mapping[TaskName, TaskConfig], enrolment: Enrolment) -> list[TaskConfig]:
     allowed = set(known) if enrolment.allowed_tasks is None else set(enrolment.allowed_tasks)
     renew = f"tap-coordinator enroll {hello.device} DIR --renew"
     for name, count in sorted(hello.tasks.items()):
@@ -91,43 +93,42 @@ def _allowed_tasks(hello: Hello, known: Mapping[str, TaskConfig], enrolment: Enr
                 f"{hello.device!r} may claim",
                 f"train on fewer, or ask the operator for a new token: {renew} --max-examples {count}",
             )
-    return [known[name] for name in sorted(hello.tasks)]
+    return [known[TaskName(name)] for name in sorted(hello.tasks)]
 
 
 def check_update(
-    update: Update, membership: Membership, asked: Collection[str], forms: Mapping[str, Form]
-) -> dict[str, Contribution]:
+    update: Update, membership: Membership, asked: Collection[ComponentName], forms: Mapping[ComponentName, Form]
+) -> dict[ComponentName, Contribution]:
     """The update's contributions by component, from what it says of itself. Raises Unacceptable.
 
     It must name exactly the components that the device was ``asked`` for, with sizes that their tensors can have, and
     claim no more examples than the hello announced.
     """
-    named = [ref.name for ref in update.components]
+    named = [ComponentName(ref.name) for ref in update.components]
+    claimed = {ComponentName(name): count for name, count in update.examples.items()}
     if sorted(named) != sorted(asked):
         odd = sorted(set(named) ^ set(asked)) or [name for name in named if named.count(name) > 1]
         raise Unacceptable(
             RejectionCode.COMPONENTS, f"the update must hold exactly the components that were asked for; see {odd[0]!r}"
         )
-    if set(update.examples) != set(asked):
+    if claimed.keys() != set(asked):
         raise Unacceptable(
             RejectionCode.EXAMPLES, "the update must give the number of examples of exactly its components"
         )
     contributions = {}
-    for ref in update.components:
-        count, most = update.examples[ref.name], membership.examples[ref.name]
+    for name, ref in zip(named, update.components, strict=True):
+        count, most = claimed[name], membership.examples[name]
         if not 0 < count <= most:
             raise Unacceptable(
-                RejectionCode.EXAMPLES, f"{ref.name!r}: {count} examples, of at most {most} that were announced"
+                RejectionCode.EXAMPLES, f"{name!r}: {count} examples, of at most {most} that were announced"
             )
-        if not 0 < ref.size <= forms[ref.name].limit:
-            raise Unacceptable(
-                RejectionCode.SIZE, f"{ref.name!r}: {ref.size} bytes, of at most {forms[ref.name].limit}"
-            )
+        if not 0 < ref.size <= forms[name].limit:
+            raise Unacceptable(RejectionCode.SIZE, f"{name!r}: {ref.size} bytes, of at most {forms[name].limit}")
         if ref.version != update.round:
             raise Unacceptable(
-                RejectionCode.VERSION, f"{ref.name!r}: version {ref.version} in an update of round {update.round}"
+                RejectionCode.VERSION, f"{name!r}: version {ref.version} in an update of round {update.round}"
             )
-        contributions[ref.name] = Contribution(ref.digest, ref.size, count)
+        contributions[name] = Contribution(ref.digest, ref.size, count)
     return contributions
 
 

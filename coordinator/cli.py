@@ -30,6 +30,7 @@ from coordinator.verify import verify as verify_all
 from tap_core.command_line import make_app, one_line_errors, working
 from tap_core.errors import TapError, UsageError, did_you_mean
 from tap_core.manifest import load_manifest
+from tap_core.names import DeviceName, TaskName
 from tap_core.settings.federation import FederationConfig
 
 STOP_SECONDS = 30.0
@@ -123,7 +124,7 @@ def enroll(
     kind, secret, now = ("code", new_code(), time.time()) if code else ("token", new_token(), time.time())
     with opened_store(directory, database) as (store, _), secret_written(token_file, secret):
         store.registry.enroll(
-            device,
+            DeviceName(device),
             token_digest(secret),
             now,
             renew=renew,
@@ -140,12 +141,12 @@ def enroll(
     show_secret({"device": device}, kind, secret, token_file, as_json)
 
 
-def _known_tasks(names: list[str], config: FederationConfig) -> list[str]:
+def _known_tasks(names: list[str], config: FederationConfig) -> list[TaskName]:
     for name in names:
         if name not in config.tasks:
             hint = did_you_mean(name, config.tasks) or f"its tasks are {', '.join(sorted(config.tasks))}"
             raise UsageError(f"federation {config.name!r} has no task {name!r}; {hint}")
-    return names
+    return [TaskName(name) for name in names]
 
 
 @app.command(epilog="Example: tap-coordinator revoke kitchen-1 federation")
@@ -157,7 +158,7 @@ def revoke(
 ) -> None:
     """Turn a device out: its connection ends, its token is void, its update of the open round does not count."""
     with opened_store(directory, database) as (store, _):
-        store.registry.revoke(device, time.time(), actor=user_of_the_host())
+        store.registry.revoke(DeviceName(device), time.time(), actor=user_of_the_host())
         typer.echo(f"{device}: revoked")
 
 

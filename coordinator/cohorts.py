@@ -10,6 +10,7 @@ from typing import Protocol
 
 from tap_core.cohorts import federated_components
 from tap_core.components import components_of_task, owned_components
+from tap_core.names import ComponentName, TaskName
 from tap_core.settings.federation import FederationConfig
 
 
@@ -17,20 +18,20 @@ class Enrolled(Protocol):
     """What is needed of a row of the registry."""
 
     @property
-    def tasks(self) -> Collection[str]: ...
+    def tasks(self) -> Collection[TaskName]: ...
     @property
-    def allowed_tasks(self) -> Collection[str] | None: ...
+    def allowed_tasks(self) -> Collection[TaskName] | None: ...
     def is_admitted(self, at: float) -> bool: ...
 
 
-def home_components(config: FederationConfig, devices: Iterable[Collection[str]]) -> frozenset[str]:
+def home_components(config: FederationConfig, devices: Iterable[Collection[TaskName]]) -> frozenset[ComponentName]:
     """The components that stay at home, those that nobody owns among them. ``devices``: the tasks of each owner."""
     tasks = ([config.tasks[name] for name in names] for names in devices)
     federated = federated_components(tasks, config.rounds.min_cohort)
     return frozenset(owned_components(config.tasks.values())).difference(federated)
 
 
-def tasks_by_device(config: FederationConfig, devices: Iterable[Enrolled], at: float) -> list[Collection[str]]:
+def tasks_by_device(config: FederationConfig, devices: Iterable[Enrolled], at: float) -> list[Collection[TaskName]]:
     """The tasks of each device that may take part: those of its last hello; before its first, all that it may name."""
     return [
         device.tasks or (config.tasks.keys() if device.allowed_tasks is None else device.allowed_tasks)
@@ -39,7 +40,7 @@ def tasks_by_device(config: FederationConfig, devices: Iterable[Enrolled], at: f
     ]
 
 
-def single_owners(config: FederationConfig, devices: Collection[Collection[str]]) -> tuple[str, ...]:
+def single_owners(config: FederationConfig, devices: Collection[Collection[TaskName]]) -> tuple[ComponentName, ...]:
     """The components that are sent although they can have a single owner, sorted; none with a `min_cohort` above 1.
 
     ``devices``: the tasks of each. Without any, nobody is enrolled yet: then those that a single task uses.
@@ -51,7 +52,7 @@ def single_owners(config: FederationConfig, devices: Collection[Collection[str]]
     return tuple(sorted(set(federated_components(owners, 1)).difference(federated_components(owners, 2))))
 
 
-def statement(config: FederationConfig, devices: Collection[Collection[str]]) -> str | None:
+def statement(config: FederationConfig, devices: Collection[Collection[TaskName]]) -> str | None:
     """What a `min_cohort` of 1 means for single owners, in one line. None if there is none."""
     single = single_owners(config, devices)
     if not single:

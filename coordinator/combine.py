@@ -13,21 +13,22 @@ from coordinator.forms import Form
 from coordinator.norms import median
 from coordinator.store import Contribution, Version
 from protocol.tensors import digest_of
+from tap_core.names import ComponentName, DeviceName
 
 BATCH_BYTES = 2 * 1024 * 1024
 """Bytes of updates that one job of the pool takes, if its components are smaller."""
 
-Job = tuple[Form, dict[str, Contribution]]
+Job = tuple[Form, dict[DeviceName, Contribution]]
 
 
 async def combine(
     number: int,
-    updates: Mapping[str, Mapping[str, Contribution]],
-    forms: Mapping[str, Form],
+    updates: Mapping[DeviceName, Mapping[ComponentName, Contribution]],
+    forms: Mapping[ComponentName, Form],
     min_cohort: int,
     blobs: BlobStore,
     pool: Executor,
-) -> dict[str, Version]:
+) -> dict[ComponentName, Version]:
     """The components that round ``number`` changes, by name, each with its new version. Their blobs are staged.
 
     ``updates`` maps each contributing device to its components, ``forms`` every component of the federation to its
@@ -58,11 +59,11 @@ def _batches(jobs: list[Job]) -> Iterator[list[Job]]:
         yield batch
 
 
-def _combine_some(jobs: list[Job], number: int, blobs: BlobStore) -> dict[str, Version]:
+def _combine_some(jobs: list[Job], number: int, blobs: BlobStore) -> dict[ComponentName, Version]:
     return {form.name: _combine_one(form, given, number, blobs) for form, given in jobs}
 
 
-def _combine_one(form: Form, given: Mapping[str, Contribution], number: int, blobs: BlobStore) -> Version:
+def _combine_one(form: Form, given: Mapping[DeviceName, Contribution], number: int, blobs: BlobStore) -> Version:
     updates = {
         device: (contribution.examples, blobs.get(contribution.digest)) for device, contribution in given.items()
     }

@@ -8,7 +8,7 @@ It knows the protocol's session and a `Peer` that carries bytes; it does not kno
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 import structlog
@@ -42,7 +42,10 @@ from protocol.messages import (
     Want,
     Welcome,
 )
+from protocol.names import ComponentName as WireName
+from protocol.names import Digest
 from protocol.session import BlobReceived, Session
+from tap_core.names import ComponentName
 
 HELLO_SECONDS = 20.0
 """How long a device with a valid token may take to say hello."""
@@ -87,18 +90,18 @@ class Conversation:
         self, federation: Federation, link: Link, peer: Peer, token: str, background: Background, budget: Budget
     ):
         """``token``: the digest of the one in the handshake. ``budget``: bytes in memory of all transfers."""
-        self._budget, self._holding, self._asking = budget, Holding(budget), asyncio.Queue[tuple[Upload, str, int]]()
+        self._budget, self._holding, self._asking = budget, Holding(budget), asyncio.Queue[tuple[Upload, Digest, int]]()
         self.federation, self.link, self.peer, self.token = federation, link, peer, token
         self.session = Session("coordinator", partial=link.partial)
         self.wake = asyncio.Event()
         self._membership: Membership | None = None
         self._upload: Upload | None = None
-        self._sent: Mapping[str, Version] = {}
+        self._sent: Mapping[ComponentName, Version] = {}
         self._fetched: asyncio.Queue[Fetch] = asyncio.Queue()  # the session bounds what may be asked for
         self._sending = asyncio.Lock()
         self._over = False
         self._completed = False
-        self._parts: set[str] = set()
+        self._parts: set[Digest] = set()
         self._received_before, self._looked_at = 0, time.monotonic()  # when the device was last seen to get on
         self._background = background
         self._beats = Bucket(HEARTBEATS_AT_ONCE, HEARTBEATS_A_SECOND, time.monotonic())
@@ -213,7 +216,9 @@ class Conversation:
             self._replace_older()
         settings = self.federation.manifest.config.model_dump_json()
         self.peer.welcome()
-        await self._send(Welcome(session=secrets.token_hex(8), settings=settings, owned=self.membership.owned))
+        await self._send(
+            Welcome(session=secrets.token_hex(8), settings=settings, owned=_wire_names(self.membership.owned))
+        )
         if not is_member:
             await self.peer.close(CloseCode.NORMAL, "no member")
             return False
@@ -253,9 +258,11 @@ class Conversation:
             match self.federation.assignment(self.link.device, self.membership.owned):
                 case Training(number, _, seconds, components, home):
                     self._sent = {name: version for name, version in components.items() if name not in home}
-                    await self._send(Train(round=number, deadline=seconds, components=_refs(components), home=home))
+                    await self._send(
+                        Train(round=number, deadline=seconds, components=_refs(components), home=_wire_names(home))
+                    )
                 case Finishing(components, home):
-                    await self._send(Finish(components=_refs(components), home=home))
+                    await self._send(Finish(components=_refs(components), home=_wire_names(home)))
 
     async def _send_fetched(self) -> None:
         """Beside the listening: a device whose messages are not received for long is taken for gone."""
@@ -277,7 +284,7 @@ class Conversation:
                     await self._send_blob(digest, offset, data)
                 del asked[: len(some)]
 
-    async def _send_blob(self, digest: str, offset: int, data: bytes) -> None:
+    async def _send_blob(self, digest: Digest, offset: int, data: bytes) -> None:
         chunks = self.session.send_blob(digest, data, offset)
         while True:
             async with self._sending:
@@ -415,8 +422,12 @@ class Conversation:
         self.wake.set()
 
 
-def _refs(components: Mapping[str, Version]) -> tuple[ComponentRef, ...]:
+def _refs(components: Mapping[ComponentName, Version]) -> tuple[ComponentRef, ...]:
     return tuple(
-        ComponentRef(name=name, version=value.version, digest=value.digest, size=value.size)
+        ComponentRef(name=WireName(name), version=value.version, digest=value.digest, size=value.size)
         for name, value in sorted(components.items())
     )
+
+
+def _wire_names(components: Iterable[ComponentName]) -> tuple[WireName, ...]:
+    return tuple(WireName(name) for name in components)

@@ -30,6 +30,7 @@ from coordinator.standing import device_facts
 from coordinator.transfers import Budget
 from protocol.codes import ByeCode, CloseCode
 from protocol.messages import MAX_MESSAGE, SUBPROTOCOL
+from tap_core.names import DeviceName
 
 MOST_CONNECTIONS = 1024
 """Connections to a device plane that was not given a number."""
@@ -134,7 +135,7 @@ class DevicePlane:
         in memory of all transfers together."""
         self._budget = Budget(transfer_memory)
         self.federation = federation
-        self.links: dict[str, Link] = {}
+        self.links: dict[DeviceName, Link] = {}
         self._desk = EnrolmentDesk(federation.store)
         self.admission = Admission(federation.tokens)
         self._turned_out = federation.metrics.refused.labels("crowded").inc
@@ -183,7 +184,7 @@ class DevicePlane:
             await server.wait_closed()
         self._door.close()
 
-    def status(self) -> dict[str, dict[str, Any]]:
+    def status(self) -> dict[DeviceName, dict[str, Any]]:
         """Every enrolled device: whether it is connected, what it does, and the bytes moved since the service began."""
         found = {}
         for device in sorted(self.federation.enrolled | set(self.links)):
@@ -259,7 +260,7 @@ class DevicePlane:
             if link.conversation is not None:
                 link.conversation.wake.set()
 
-    def _expel(self, device: str, valid: str | None) -> None:
+    def _expel(self, device: DeviceName, valid: str | None) -> None:
         link = self.links.get(device)
         if link is not None and link.conversation is not None and link.conversation.token != valid:
             self._run(link.conversation.end(ByeCode.REVOKED, CloseCode.POLICY))

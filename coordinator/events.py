@@ -5,6 +5,8 @@ Small frozen classes of names and numbers; nothing here acts.
 
 from dataclasses import dataclass
 
+from tap_core.names import DeviceName
+
 # Events
 
 
@@ -12,14 +14,14 @@ from dataclasses import dataclass
 class Joined:
     """A device introduced itself, for the first time or again, and is connected."""
 
-    device: str
+    device: DeviceName
 
 
 @dataclass(frozen=True)
 class Left:
     """The device's connection is gone; it stays a member."""
 
-    device: str
+    device: DeviceName
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Reported:
     """The device's update for ``round`` is durable."""
 
     round: int
-    device: str
+    device: DeviceName
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Rejected:
     waited for."""
 
     round: int
-    device: str
+    device: DeviceName
 
 
 @dataclass(frozen=True)
@@ -44,21 +46,21 @@ class Declined:
     """The device says that it cannot take part in ``round``, because its training diverged."""
 
     round: int
-    device: str
+    device: DeviceName
 
 
 @dataclass(frozen=True)
 class Progressed:
     """The device does something: its heartbeats move on, or an update of it came too late."""
 
-    device: str
+    device: DeviceName
 
 
 @dataclass(frozen=True)
 class Renewed:
     """The operator gave the device a new token, and with it a clean sheet."""
 
-    device: str
+    device: DeviceName
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Lost:
     """The updates of these devices for ``round`` turned out to be damaged: they are asked for again, or are missing."""
 
     round: int
-    devices: tuple[str, ...]
+    devices: tuple[DeviceName, ...]
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,14 @@ class Spent:
 class Completed:
     """The device has the final components and has ended stage 2."""
 
-    device: str
+    device: DeviceName
 
 
 @dataclass(frozen=True)
 class Removed:
     """The operator revoked the device: it is sampled no more, and its update of the open round does not count."""
 
-    device: str
+    device: DeviceName
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class OpenRound:
 
     round: int
     attempt: int
-    sampled: tuple[str, ...]
+    sampled: tuple[DeviceName, ...]
 
 
 @dataclass(frozen=True)
@@ -155,10 +157,10 @@ class CloseRound:
 
     round: int
     attempt: int
-    contributors: tuple[str, ...]
-    missing: tuple[str, ...]
-    away: tuple[str, ...]
-    late: tuple[str, ...] = ()
+    contributors: tuple[DeviceName, ...]
+    missing: tuple[DeviceName, ...]
+    away: tuple[DeviceName, ...]
+    late: tuple[DeviceName, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,10 +169,10 @@ class FailRound:
 
     round: int
     attempt: int
-    missing: tuple[str, ...]
-    away: tuple[str, ...]
+    missing: tuple[DeviceName, ...]
+    away: tuple[DeviceName, ...]
     why: str
-    late: tuple[str, ...] = ()
+    late: tuple[DeviceName, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ from coordinator.rounds import Rounds
 from coordinator.store import Contribution, Store, Version
 from coordinator.supervisor import Supervisor
 from coordinator.tokens import Tokens
+from protocol.names import Digest
 from tap_core.manifest import FederationManifest
+from tap_core.names import ComponentName, DeviceName
 
 POLL_SECONDS = 0.5
 """How often the operator's wishes (pause, resume, stop, revoke) are looked up in the store."""
@@ -56,20 +58,20 @@ class Federation:
     ):
         self.manifest, self.store, self.blobs, self.metrics = manifest, store, blobs, metrics
         self.directory = directory
-        self._kept: dict[str, list[Version]] = {}
-        self.forms: dict[str, Form] = {}
-        self.bound, self.norms = Bound(manifest.config), dict[str, Norms]()
+        self._kept: dict[ComponentName, list[Version]] = {}
+        self.forms: dict[ComponentName, Form] = {}
+        self.bound, self.norms = Bound(manifest.config), dict[ComponentName, Norms]()
         self.ended = asyncio.Event()
         """Set when every enrolled device has ended stage 2."""
         self._machine: Rounds | None = None
-        self._at_home: tuple[int, frozenset[str]] = (-1, frozenset())
+        self._at_home: tuple[int, frozenset[ComponentName]] = (-1, frozenset())
         """The last round that opened, and the components that stay at home in it."""
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="aggregate")
         self._lock = asyncio.Lock()
         self._moved = asyncio.Event()
         self._opened = time.monotonic()
         self._listeners: list[Callable[[], None]] = []
-        self._removed_listeners: list[Callable[[str, str | None], None]] = []
+        self._removed_listeners: list[Callable[[DeviceName, str | None], None]] = []
         self._work, self._cohorts = Supervisor(), Watch(manifest.config)
         patience = Patience(metrics.retries.inc)
         self._surely, self._until_it_works = patience.surely, patience.until_it_works
@@ -77,7 +79,7 @@ class Federation:
         self._repairing: asyncio.Task[None] | None = None
 
     @property
-    def versions(self) -> dict[str, Version]:
+    def versions(self) -> dict[ComponentName, Version]:
         """The current version of every component."""
         return {name: kept[0] for name, kept in self._kept.items()}
 
@@ -96,7 +98,7 @@ class Federation:
         return self._work.stopping
 
     @property
-    def enrolled(self) -> frozenset[str]:
+    def enrolled(self) -> frozenset[DeviceName]:
         """Devices whose token is valid."""
         return self.tokens.devices
 
@@ -135,7 +137,7 @@ class Federation:
         finally:
             await asyncio.to_thread(self._pool.shutdown)
 
-    def subscribe(self, changed: Callable[[], None], removed: Callable[[str, str | None], None]) -> None:
+    def subscribe(self, changed: Callable[[], None], removed: Callable[[DeviceName, str | None], None]) -> None:
         """Call ``changed`` whenever assignments may have changed, and ``removed`` with each device whose token is void
         and the digest of its new one, None if it was revoked."""
         self._listeners.append(changed)
@@ -143,11 +145,11 @@ class Federation:
 
     # the devices
 
-    def enrolment(self, device: str) -> Enrolment:
+    def enrolment(self, device: DeviceName) -> Enrolment:
         """The bounds of a device whose token was just found valid."""
         return self.tokens.enrolments[device]
 
-    async def join(self, device: str, membership: Membership) -> None:
+    async def join(self, device: DeviceName, membership: Membership) -> None:
         """The device introduced itself."""
         is_new = device not in self.machine.members
         await asyncio.to_thread(self.store.registry.register, device, membership.tasks, membership.owned, time.time())
@@ -155,7 +157,7 @@ class Federation:
         if is_new:
             await self._look_for_single_owners()
 
-    async def _join(self, device: str) -> None:
+    async def _join(self, device: DeviceName) -> None:
         async with self._lock:
             if device in self.enrolled:  # else it was revoked since its hello, and `Removed` may have come already
                 await self._perform(self.machine.handle(events.Joined(device), time.monotonic()))
@@ -164,11 +166,11 @@ class Federation:
         if news := self._cohorts.news(await asyncio.to_thread(self.store.registry.all), time.time()):
             log.warning("single owners", why=news)
 
-    async def leave(self, device: str) -> None:
+    async def leave(self, device: DeviceName) -> None:
         """The device's connection is gone."""
         await self._handle(events.Left(device))
 
-    def assignment(self, device: str, owned: tuple[str, ...]) -> Assignment | None:
+    def assignment(self, device: DeviceName, owned: tuple[ComponentName, ...]) -> Assignment | None:
         """What the device should do now; None if it should wait."""
         machine = self.machine
         number, at_home = self._at_home
@@ -180,19 +182,19 @@ class Federation:
         seconds = max(0.0, machine.current.deadline - time.monotonic())
         return Training(machine.round, machine.current.attempt, seconds, components, home)
 
-    def awaits(self, device: str, number: int) -> bool:
+    def awaits(self, device: DeviceName, number: int) -> bool:
         """Whether the open round is ``number`` and waits for this device."""
         return number == self.machine.round and self.machine.awaits(device)
 
-    def has_update(self, device: str, number: int) -> bool:
+    def has_update(self, device: DeviceName, number: int) -> bool:
         """Whether round ``number``, the current one, already counts an update of this device."""
         return number == self.machine.round and device in self.machine.earlier
 
-    async def accept(self, device: str, number: int, components: Mapping[str, Contribution]) -> bool:
+    async def accept(self, device: DeviceName, number: int, components: Mapping[ComponentName, Contribution]) -> bool:
         """Record an update whose blobs are stored. False if the round does not wait for it (any more)."""
         return await self._work.whole(self._accept(device, number, components))
 
-    async def _accept(self, device: str, number: int, components: Mapping[str, Contribution]) -> bool:
+    async def _accept(self, device: DeviceName, number: int, components: Mapping[ComponentName, Contribution]) -> bool:
         async with self._lock:
             if not self.awaits(device, number):
                 return False
@@ -201,16 +203,16 @@ class Federation:
             await self._perform(self.machine.handle(events.Reported(number, device), time.monotonic()))
             return True
 
-    def _record_update(self, device: str, number: int, components: Mapping[str, Contribution]) -> None:
+    def _record_update(self, device: DeviceName, number: int, components: Mapping[ComponentName, Contribution]) -> None:
         self.blobs.seal(device, (given.digest for given in components.values()))
         self.store.add_update(number, device, components, time.time())
 
-    async def reject(self, device: str, number: int, code: str, why: str) -> None:
+    async def reject(self, device: DeviceName, number: int, code: str, why: str) -> None:
         """Count a strike: an update of the device is refused for what it held."""
         log.warning("update rejected", round=number, device=device, code=code, why=why)
         await self._work.whole(self._reject(device, number))
 
-    async def _reject(self, device: str, number: int) -> None:
+    async def _reject(self, device: DeviceName, number: int) -> None:
         async with self._lock:
             machine = self.machine
             if device in machine.members:
@@ -220,30 +222,30 @@ class Federation:
                 if device in machine.barred:
                     log.warning("device barred", device=device, mend=f"tap-coordinator enroll {device} DIR --renew")
 
-    async def decline(self, device: str, number: int, code: str, why: str) -> None:
+    async def decline(self, device: DeviceName, number: int, code: str, why: str) -> None:
         """Go on without the device in this attempt: it says that it cannot take part."""
         log.warning("round declined", round=number, device=device, code=code, why=why)
         await self._work.whole(self._decline(device, number))
 
-    async def _decline(self, device: str, number: int) -> None:
+    async def _decline(self, device: DeviceName, number: int) -> None:
         async with self._lock:
             machine = self.machine
             if machine.current is not None and self.awaits(device, number):
                 await self._surely(self.store.excuse, number, machine.current.attempt, device)
                 await self._perform(machine.handle(events.Declined(number, device), time.monotonic()))
 
-    async def progress(self, device: str) -> None:
+    async def progress(self, device: DeviceName) -> None:
         """The device moves on: it is not away."""
         if device in self.machine.away:
             await self._work.whole(self._return(device))
 
-    async def _return(self, device: str) -> None:
+    async def _return(self, device: DeviceName) -> None:
         async with self._lock:
             if device in self.machine.away & self.machine.connected:
                 await self._surely(self.store.registry.returned, device)
                 await self._perform(self.machine.handle(events.Progressed(device), time.monotonic()))
 
-    async def complete(self, device: str) -> None:
+    async def complete(self, device: DeviceName) -> None:
         """The device has ended stage 2."""
         await asyncio.to_thread(self.store.registry.complete, device, time.time())
         log.info("device done", device=device)
@@ -272,8 +274,7 @@ class Federation:
                     self._opened = time.monotonic()
                     log.info("round opens", round=number, attempt=attempt, sampled=list(sampled))
                 case events.FailRound(number, attempt, missing, away, why, late):
-                    args = (number, attempt, missing, away, why, time.time(), late)
-                    await self._surely(self.store.fail_round, *args)
+                    await self._surely(self.store.fail_round, number, attempt, missing, away, why, time.time(), late)
                     self.metrics.attempts.labels("failed").inc()
                     log.warning("round failed", round=number, attempt=attempt, missing=list(missing), why=why)
                 case events.CloseRound():
@@ -289,7 +290,7 @@ class Federation:
         for changed in self._listeners:
             changed()
 
-    async def _open_round(self, number: int, attempt: int, sampled: tuple[str, ...]) -> None:
+    async def _open_round(self, number: int, attempt: int, sampled: tuple[DeviceName, ...]) -> None:
         """Record the attempt. Which components stay at home is decided when a round opens and then holds for all of
         it: a device that has trained once must not be told otherwise."""
         fixed, home = self._at_home
@@ -329,9 +330,9 @@ class Federation:
     def _record_round(
         self,
         action: events.CloseRound,
-        new: Mapping[str, Version],
-        updates: Mapping[str, Mapping[str, Contribution]],
-    ) -> set[str]:
+        new: Mapping[ComponentName, Version],
+        updates: Mapping[DeviceName, Mapping[ComponentName, Contribution]],
+    ) -> set[Digest]:
         """Returns the digests that nothing refers to any more. No round is open now: an update that comes in will be
         rejected, so none of them can gain a reference meanwhile."""
         self.blobs.seal(ROUND, (version.digest for version in new.values()))
@@ -377,8 +378,7 @@ class Federation:
                 self.store.go_back, act="repair", why=findings.why(), actor=audit.SERVICE, spend=spend, at=time.time()
             )
             await self._surely(go_back, findings.go_back)
-            keep = self.manifest.config.rounds.keep_versions
-            self._kept = await self._surely(self.store.kept_versions, keep)
+            self._kept = await self._surely(self.store.kept_versions, self.manifest.config.rounds.keep_versions)
             self.norms = await self._surely(self.store.norms)
             if spend is not None:
                 await self._perform(machine.handle(events.Spent(machine.round), time.monotonic()))
@@ -434,7 +434,7 @@ class Federation:
             log.info("stop requested")
             self._work.stopping.set()
 
-    async def _expel(self, void: Mapping[str, str | None]) -> None:
+    async def _expel(self, void: Mapping[DeviceName, str | None]) -> None:
         """Turn out the devices whose token is no longer valid: revoked, expired, or enrolled anew."""
         for device, valid in sorted(void.items()):
             log.warning("token void", device=device, replaced=valid is not None)
@@ -446,5 +446,5 @@ class Federation:
                 await self._handle(events.Renewed(device))
 
 
-def _digests(kept: Mapping[str, list[Version]]) -> set[str]:
+def _digests(kept: Mapping[ComponentName, list[Version]]) -> set[Digest]:
     return {version.digest for versions in kept.values() for version in versions}

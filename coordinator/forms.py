@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from protocol.names import ComponentName as WireName
 from protocol.tensors import DTYPES, ComponentTensors, decode_tensors, encode_tensors, encoded_size_limit
 from tap_core.aggregation import Weighted, aggregate
+from tap_core.names import ComponentName, DeviceName
 from tap_core.settings.federation import Aggregation
 
 _LENGTH_BYTES = 8
@@ -29,16 +31,17 @@ class Form:
 
     def __init__(
         self,
-        name: str,
+        name: ComponentName,
         shapes: Mapping[str, tuple[int, ...]],
         dtype: str,
         aggregation: Aggregation = "mean",
         trim: float = 0.2,
     ):
         self.name, self.shapes, self.dtype = name, shapes, dtype
+        self._wire_name = WireName(name)
         self.aggregation, self.trim = aggregation, trim
         zeros = {key: np.zeros(shape, DTYPES[dtype]) for key, shape in shapes.items()}
-        empty = encode_tensors(ComponentTensors(name, zeros))
+        empty = encode_tensors(ComponentTensors(self._wire_name, zeros))
         self._header = empty[: _LENGTH_BYTES + int.from_bytes(empty[:_LENGTH_BYTES], "little")]
         self._size = len(empty)
         self.values = sum(zero.size for zero in zeros.values())
@@ -50,7 +53,7 @@ class Form:
         """Raise RemoteProtocolError unless ``data`` is this component: names, shapes, dtype, and finite values."""
         values = self._flat(data)
         if values is None or not _all_finite(values):
-            decode_tensors(self.name, data, shapes=self.shapes, dtype=self.dtype)
+            decode_tensors(self._wire_name, data, shapes=self.shapes, dtype=self.dtype)
 
     def distance(self, one: bytes, other: bytes | None = None) -> float:
         """||one - other||, of checked bytes, ``other`` being 0 if it is not given: in float64."""
@@ -70,10 +73,10 @@ class Form:
         values = self._flat(data)
         if values is not None:
             return values
-        tensors = decode_tensors(self.name, data, shapes=self.shapes, dtype=self.dtype).tensors
-        return self._values(encode_tensors(ComponentTensors(self.name, tensors)))
+        tensors = decode_tensors(self._wire_name, data, shapes=self.shapes, dtype=self.dtype).tensors
+        return self._values(encode_tensors(ComponentTensors(self._wire_name, tensors)))
 
-    def aggregate(self, updates: Mapping[str, tuple[int, bytes]]) -> bytes:
+    def aggregate(self, updates: Mapping[DeviceName, tuple[int, bytes]]) -> bytes:
         """`tap_core.aggregation.aggregate` of {device: (examples, checked bytes)}, as the bytes of the result."""
         flat = {device: (count, self._flat(data)) for device, (count, data) in updates.items()}
         given = {device: (count, {_VALUES: values}) for device, (count, values) in flat.items() if values is not None}
@@ -81,12 +84,12 @@ class Form:
             combined = self._combined(given)[_VALUES]
             return b"".join((self._header, combined.view(np.uint8).data))
         decoded = {
-            device: (count, decode_tensors(self.name, data, shapes=self.shapes, dtype=self.dtype).tensors)
+            device: (count, decode_tensors(self._wire_name, data, shapes=self.shapes, dtype=self.dtype).tensors)
             for device, (count, data) in updates.items()
         }
-        return encode_tensors(ComponentTensors(self.name, self._combined(decoded)))
+        return encode_tensors(ComponentTensors(self._wire_name, self._combined(decoded)))
 
-    def _combined(self, updates: Mapping[str, Weighted]) -> "dict[str, np.ndarray[Any, Any]]":
+    def _combined(self, updates: Mapping[DeviceName, Weighted]) -> "dict[str, np.ndarray[Any, Any]]":
         return aggregate(updates, DTYPES[self.dtype], self.aggregation, self.trim)
 
     def _flat(self, data: bytes) -> "np.ndarray[Any, Any] | None":

@@ -13,6 +13,7 @@ from pathlib import Path
 from coordinator.blobs import BlobStore
 from coordinator.config import StatePaths
 from coordinator.store import Store, Version
+from protocol.names import Digest
 from tap_core.errors import UsageError
 from tap_core.files import replace_private
 from tap_core.manifest import COMPONENTS_DIRECTORY, MANIFEST_NAME, FederationManifest
@@ -47,17 +48,18 @@ def begin(directory: Path, manifest: FederationManifest, store: Store, blobs: Bl
                 " that this directory was served with, or serve a new directory"
             )
         for spec in manifest.components.values():
-            blobs.put(spec.digest, initial_component(directory, spec.digest))
-    versions = {name: Version(0, spec.digest, spec.size) for name, spec in manifest.components.items()}
-    digest = hashlib.sha256((directory / MANIFEST_NAME).read_bytes()).hexdigest()
-    store.begin(digest, versions, secrets.token_hex(16), time.time())
+            digest = Digest(spec.digest)
+            blobs.put(digest, initial_component(directory, digest))
+    versions = {name: Version(0, Digest(spec.digest), spec.size) for name, spec in manifest.components.items()}
+    manifest_digest = hashlib.sha256((directory / MANIFEST_NAME).read_bytes()).hexdigest()
+    store.begin(manifest_digest, versions, secrets.token_hex(16), time.time())
     identity = store.identity()
     assert identity is not None, "begin() gives one"
     if not paths.identity.exists():  # after the database: a file without its row is a mismatch
         replace_private(paths.identity, (identity + "\n").encode())
 
 
-def initial_component(directory: Path, digest: str) -> bytes:
+def initial_component(directory: Path, digest: Digest) -> bytes:
     """Version 0 of a component as `tap init` wrote it. Raises UsageError if its file is missing or damaged."""
     path = directory / COMPONENTS_DIRECTORY / f"{digest}.safetensors"
     try:

@@ -6,7 +6,9 @@ It knows no WebSocket library and nothing of what is said.
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from protocol.names import Digest
 from protocol.transfer import Incoming
+from tap_core.names import DeviceName
 
 if TYPE_CHECKING:
     from coordinator.conversation import Conversation
@@ -34,11 +36,11 @@ class Peer(Protocol):
 class Link:
     """What is known of a device across its connections."""
 
-    device: str
+    device: DeviceName
     phase: str = ""
     step: int = 0
     steps: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
-    partial: dict[str, Incoming] = field(default_factory=dict)
+    partial: dict[Digest, Incoming] = field(default_factory=dict)
     conversation: "Conversation | None" = None

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 import ml_dtypes
 
 from protocol.tensors import DTYPES
+from tap_core.names import ComponentName
 from tap_core.settings.federation import FederationConfig
 from tap_core.training.optimizer import Reach, reach, warmed_up
 
@@ -39,7 +40,9 @@ def median(norms: Iterable[float | None]) -> float | None:
     return statistics.median(measured) if measured else None
 
 
-def after(recent: Mapping[str, Norms], round_number: int, made: Mapping[str, float | None]) -> dict[str, Norms]:
+def after(
+    recent: Mapping[ComponentName, Norms], round_number: int, made: Mapping[ComponentName, float | None]
+) -> dict[ComponentName, Norms]:
     """``recent`` by component, once the round has made a new version, of that norm, of each component of ``made``."""
     grown = {
         name: (*recent.get(name, ()), (round_number, norm))[-WINDOW:] for name, norm in made.items() if norm is not None

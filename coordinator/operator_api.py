@@ -104,7 +104,7 @@ def _reading_pages(federation: Federation, plane: DevicePlane) -> APIRouter:
     @pages.get("/status")
     async def status() -> StatusFacts:
         """The round under way, and what each device does."""
-        return StatusFacts(**federation.status(), devices=plane.status())
+        return StatusFacts.model_validate({**federation.status(), "devices": plane.status()})
 
     @pages.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:

@@ -14,6 +14,7 @@ from coordinator import audit
 from coordinator.database import reading
 from coordinator.schema import devices
 from tap_core.errors import UsageError
+from tap_core.names import ComponentName, DeviceName, TaskName
 
 MAX_EXAMPLES = 1_000_000
 """Training examples of one task that a device may claim unless `enroll --max-examples` says otherwise."""
@@ -24,7 +25,7 @@ class Enrolment:
     """What a valid token stands for: its digest, and the bounds of what its device may say in a hello."""
 
     token_sha256: str
-    allowed_tasks: tuple[str, ...] | None = None
+    allowed_tasks: tuple[TaskName, ...] | None = None
     """None: every task of the federation."""
     max_examples: int = MAX_EXAMPLES
     """Of one task."""
@@ -34,16 +35,16 @@ class Enrolment:
 class Device:
     """A row of the registry. ``tasks`` and ``owned`` are empty until the device's first hello."""
 
-    name: str
+    name: DeviceName
     token_sha256: str
     enrolled_at: float
     revoked_at: float | None
     joined_at: float | None
-    tasks: dict[str, int]
-    owned: tuple[str, ...]
+    tasks: dict[TaskName, int]
+    owned: tuple[ComponentName, ...]
     away: bool
     done_at: float | None
-    allowed_tasks: tuple[str, ...] | None = None
+    allowed_tasks: tuple[TaskName, ...] | None = None
     max_examples: int = MAX_EXAMPLES
     missed: int = 0
     strikes: int = 0
@@ -71,12 +72,12 @@ class Registry:
 
     def enroll(
         self,
-        device: str,
+        device: DeviceName,
         token_sha256: str,
         at: float,
         *,
         renew: bool = False,
-        allowed_tasks: Sequence[str] | None = None,
+        allowed_tasks: Sequence[TaskName] | None = None,
         max_examples: int | None = None,
         expires_at: float | None = None,
         code_expires_at: float | None = None,
@@ -118,7 +119,7 @@ class Registry:
             detail += "" if expires_at is None else f" that expires {audit.clock(expires_at)}"
             audit.record(db, self._federation, at, actor, act, device, detail)
 
-    def revoke(self, device: str, at: float, *, actor: str = audit.SERVICE) -> None:
+    def revoke(self, device: DeviceName, at: float, *, actor: str = audit.SERVICE) -> None:
         """Refuse the device from now on. Raises UsageError if it is not enrolled."""
         with self._engine.begin() as db:
             where = (*self._device(device), devices.c.revoked_at.is_(None))
@@ -134,7 +135,7 @@ class Registry:
             rows = db.execute(select(devices).where(devices.c.federation == self._federation).order_by(devices.c.name))
             return [_device_of(row) for row in rows]
 
-    def enrolments(self, at: float) -> dict[str, Enrolment]:
+    def enrolments(self, at: float) -> dict[DeviceName, Enrolment]:
         """What each device's token stands for; devices whose token is revoked or expired have none."""
         return {
             device.name: Enrolment(device.token_sha256, device.allowed_tasks, device.max_examples)
@@ -142,7 +143,9 @@ class Registry:
             if device.is_valid(at)
         }
 
-    def register(self, device: str, tasks: Mapping[str, int], owned: Sequence[str], at: float) -> None:
+    def register(
+        self, device: DeviceName, tasks: Mapping[TaskName, int], owned: Sequence[ComponentName], at: float
+    ) -> None:
         """Record a hello: the device is a member, owns these components and is no longer away.
 
         One that says nothing new only reads: devices that connect again and again must not keep a writer waiting.
@@ -154,29 +157,31 @@ class Registry:
             change = {"tasks": dict(tasks), "owned": list(owned), "away": 0, "joined_at": joined}
             db.execute(update(devices).where(*self._device(device)).values(**change))
 
-    def _says_nothing_new(self, device: str, tasks: Mapping[str, int], owned: Sequence[str]) -> bool:
+    def _says_nothing_new(
+        self, device: DeviceName, tasks: Mapping[TaskName, int], owned: Sequence[ComponentName]
+    ) -> bool:
         with reading(self._engine) as db:
             row = db.execute(select(devices).where(*self._device(device))).one_or_none()
         known = None if row is None or row.joined_at is None else (row.tasks, row.owned, row.away)
         return known == (dict(tasks), list(owned), 0)
 
-    def returned(self, device: str) -> None:
+    def returned(self, device: DeviceName) -> None:
         """Record that the device, which was away, is at work again."""
         with self._engine.begin() as db:
             db.execute(update(devices).where(*self._device(device)).values(away=0))
 
-    def is_blamed(self, device: str) -> bool:
+    def is_blamed(self, device: DeviceName) -> bool:
         """Whether strikes or missed deadlines are held against the device."""
         with reading(self._engine) as db:
             query = select(devices.c.strikes, devices.c.missed).where(*self._device(device))
             return any(db.execute(query).one())
 
-    def complete(self, device: str, at: float) -> None:
+    def complete(self, device: DeviceName, at: float) -> None:
         """Record that the device has ended stage 2."""
         with self._engine.begin() as db:
             db.execute(update(devices).where(*self._device(device)).values(done_at=at))
 
-    def _device(self, name: str) -> tuple[Any, ...]:
+    def _device(self, name: DeviceName) -> tuple[Any, ...]:
         return (devices.c.federation == self._federation, devices.c.name == name)
 
 

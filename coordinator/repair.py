@@ -16,12 +16,14 @@ from coordinator.blobs import BlobStore
 from coordinator.founding import initial_component
 from coordinator.rounds import History
 from coordinator.store import Store, Version
+from protocol.names import Digest
 from tap_core.errors import TapError, UsageError
 from tap_core.manifest import FederationManifest
+from tap_core.names import ComponentName
 
 log = structlog.get_logger("coordinator.repair")
 
-Kept = Mapping[str, Sequence[Version]]
+Kept = Mapping[ComponentName, Sequence[Version]]
 """The kept versions of each component, the current one first."""
 
 
@@ -29,13 +31,13 @@ Kept = Mapping[str, Sequence[Version]]
 class Findings:
     """What became of the components whose current version was not whole."""
 
-    restored: list[str] = field(default_factory=list)
+    restored: list[ComponentName] = field(default_factory=list)
     """They have the same bytes again."""
 
-    go_back: dict[str, int] = field(default_factory=dict)
+    go_back: dict[ComponentName, int] = field(default_factory=dict)
     """The newest version that is whole."""
 
-    lost: list[str] = field(default_factory=list)
+    lost: list[ComponentName] = field(default_factory=list)
     """No kept version is whole."""
 
     def why(self) -> str:
@@ -74,7 +76,7 @@ def examine(directory: Path, kept: Kept, blobs: BlobStore) -> Findings:
     return findings
 
 
-def _initial(directory: Path, digest: str) -> bytes | None:
+def _initial(directory: Path, digest: Digest) -> bytes | None:
     try:
         return initial_component(directory, digest)
     except UsageError:
@@ -99,7 +101,7 @@ def round_under_way(history: History, total: int) -> tuple[int, int] | None:
 
 def roll_back(
     store: Store, blobs: BlobStore, manifest: FederationManifest, to: int, *, actor: str, at: float
-) -> list[str]:
+) -> list[ComponentName]:
     """Take every component back to its value after ``to`` rounds; the federation goes on from there with new numbers.
 
     Returns the components that changed, sorted. Raises UsageError if one has no whole version that old.
@@ -108,7 +110,7 @@ def roll_back(
     history = store.history()
     if not 0 <= to <= history.round:
         raise UsageError(f"round {to} is not between 0 and {history.round}, the number of rounds that are over")
-    targets: dict[str, int] = {}
+    targets: dict[ComponentName, int] = {}
     for name, versions in sorted(kept.items()):
         target = next((version for version in versions if version.version <= to), None)
         if target is None or not blobs.is_whole(target.digest):

@@ -46,6 +46,7 @@ from coordinator.events import (
     RoundEvent,
     Spent,
 )
+from tap_core.names import DeviceName
 from tap_core.samplers import SAMPLERS
 from tap_core.settings.federation import RoundsConfig
 
@@ -65,11 +66,11 @@ class OpenAttempt:
     """The attempt that is under way: who was asked, who has reported, and who is not waited for in spite of that."""
 
     attempt: int
-    sampled: tuple[str, ...]
-    reported: frozenset[str]
+    sampled: tuple[DeviceName, ...]
+    reported: frozenset[DeviceName]
     deadline: float
-    excused: Mapping[str, Excuse] = field(default_factory=dict)
-    late: frozenset[str] = frozenset()
+    excused: Mapping[DeviceName, Excuse] = field(default_factory=dict)
+    late: frozenset[DeviceName] = frozenset()
     """Whose missed deadline is counted already: an attempt that lost an update closes twice."""
 
 
@@ -84,16 +85,16 @@ class History:
 
     round: int = 0
     attempt: int = 0
-    sampled: tuple[str, ...] | None = None
-    reported: frozenset[str] = frozenset()
-    members: frozenset[str] = frozenset()
-    away: frozenset[str] = frozenset()
-    done: frozenset[str] = frozenset()
+    sampled: tuple[DeviceName, ...] | None = None
+    reported: frozenset[DeviceName] = frozenset()
+    members: frozenset[DeviceName] = frozenset()
+    away: frozenset[DeviceName] = frozenset()
+    done: frozenset[DeviceName] = frozenset()
     paused: str | None = None
-    excused: Mapping[str, Excuse] = field(default_factory=dict)
-    missed: Mapping[str, int] = field(default_factory=dict)
-    strikes: Mapping[str, int] = field(default_factory=dict)
-    absent: frozenset[str] = frozenset()
+    excused: Mapping[DeviceName, Excuse] = field(default_factory=dict)
+    missed: Mapping[DeviceName, int] = field(default_factory=dict)
+    strikes: Mapping[DeviceName, int] = field(default_factory=dict)
+    absent: frozenset[DeviceName] = frozenset()
 
 
 @dataclass
@@ -107,21 +108,21 @@ class Rounds:
     phase: FederationPhase = "waiting"
     paused: str | None = None
     current: OpenAttempt | None = None
-    members: set[str] = field(default_factory=set)
-    connected: set[str] = field(default_factory=set)
-    away: set[str] = field(default_factory=set)
-    done: set[str] = field(default_factory=set)
-    earlier: set[str] = field(default_factory=set)
+    members: set[DeviceName] = field(default_factory=set)
+    connected: set[DeviceName] = field(default_factory=set)
+    away: set[DeviceName] = field(default_factory=set)
+    done: set[DeviceName] = field(default_factory=set)
+    earlier: set[DeviceName] = field(default_factory=set)
     """Devices whose update for this round is durable; it counts in every attempt that samples them."""
-    absent: set[str] = field(default_factory=set)
+    absent: set[DeviceName] = field(default_factory=set)
     """Devices that were missing in a failed attempt of this round."""
-    missed: dict[str, int] = field(default_factory=dict)
+    missed: dict[DeviceName, int] = field(default_factory=dict)
     """Deadlines missed in a row, if any, by device."""
-    strikes: dict[str, int] = field(default_factory=dict)
+    strikes: dict[DeviceName, int] = field(default_factory=dict)
     """Updates rejected since the last one accepted, if any, by device."""
     failures: int = 0
     """Attempts at this round that failed since it began, the service started or the operator resumed."""
-    declines: list[tuple[str, ...]] = field(default_factory=list)
+    declines: list[tuple[DeviceName, ...]] = field(default_factory=list)
     """Of those attempts the ones in which devices declined: which."""
 
     @classmethod
@@ -144,17 +145,17 @@ class Rounds:
         return self.current.deadline if self.phase == "open" and self.current else None
 
     @property
-    def roster(self) -> tuple[str, ...]:
+    def roster(self) -> tuple[DeviceName, ...]:
         """The devices that may be sampled: members, less those that are away or barred."""
         return tuple(sorted(self.members - self.away - self.barred))
 
     @property
-    def barred(self) -> frozenset[str]:
+    def barred(self) -> frozenset[DeviceName]:
         """Devices with too many strikes: not sampled until the operator renews their token."""
         return frozenset(d for d, strikes in self.strikes.items() if strikes >= self.config.max_strikes)
 
     @property
-    def missing(self) -> tuple[str, ...]:
+    def missing(self) -> tuple[DeviceName, ...]:
         """Sampled devices that the open attempt still waits for."""
         if self.current is None:
             return ()
@@ -162,13 +163,13 @@ class Rounds:
         return tuple(d for d in self.current.sampled if d not in settled and d in self.members)
 
     @property
-    def contributors(self) -> tuple[str, ...]:
+    def contributors(self) -> tuple[DeviceName, ...]:
         """Devices of the open attempt whose update counts."""
         if self.current is None:
             return ()
         return tuple(d for d in self.current.sampled if d in self.current.reported and d in self.members)
 
-    def awaits(self, device: str) -> bool:
+    def awaits(self, device: DeviceName) -> bool:
         """Whether the open attempt wants an update from this device."""
         return self.phase == "open" and device in self.missing
 
@@ -218,10 +219,10 @@ class Rounds:
                 pass
         return self._advance(now)
 
-    def _awaits(self, round_number: int, device: str) -> bool:
+    def _awaits(self, round_number: int, device: DeviceName) -> bool:
         return round_number == self.round and self.awaits(device)
 
-    def _report(self, device: str) -> None:
+    def _report(self, device: DeviceName) -> None:
         assert self.current is not None
         self.earlier.add(device)
         self.away.discard(device)
@@ -229,7 +230,7 @@ class Rounds:
         self.strikes.pop(device, None)
         self.current = replace(self.current, reported=self.current.reported | {device})
 
-    def _excuse(self, round_number: int, device: str, excuse: Excuse) -> None:
+    def _excuse(self, round_number: int, device: DeviceName, excuse: Excuse) -> None:
         if self._awaits(round_number, device):
             assert self.current is not None
             self.current = replace(self.current, excused={**self.current.excused, device: excuse})
@@ -272,7 +273,9 @@ class Rounds:
             "go back to good ones with tap-coordinator rollback DIR --to ROUND, then resume"
         )
 
-    def _open(self, sampled: Iterable[str], now: float, excused: Mapping[str, Excuse] | None = None) -> None:
+    def _open(
+        self, sampled: Iterable[DeviceName], now: float, excused: Mapping[DeviceName, Excuse] | None = None
+    ) -> None:
         chosen = tuple(sampled)
         reported = frozenset(self.earlier & set(chosen))
         self.current = OpenAttempt(self.attempt, chosen, reported, now + self.config.deadline, dict(excused or {}))
@@ -302,11 +305,11 @@ class Rounds:
         self.phase, self.current = "waiting", None
         return [failed]
 
-    def _excused(self, excuse: Excuse) -> tuple[str, ...]:
+    def _excused(self, excuse: Excuse) -> tuple[DeviceName, ...]:
         assert self.current is not None
         return tuple(d for d in self.current.sampled if self.current.excused.get(d) == excuse)
 
-    def _shortfall(self, contributors: tuple[str, ...], late: tuple[str, ...]) -> str:
+    def _shortfall(self, contributors: tuple[DeviceName, ...], late: tuple[DeviceName, ...]) -> str:
         assert self.current is not None
         causes = {
             f"no update from {{}} within {self.config.deadline:g} s": late,

@@ -20,14 +20,16 @@ from coordinator.norms import WINDOW, Norms
 from coordinator.registry import Registry
 from coordinator.rounds import Excuse, History
 from coordinator.schema import component_versions, devices, federations, rounds, update_components, updates
+from protocol.names import Digest
 from tap_core.errors import UsageError
+from tap_core.names import ComponentName, DeviceName
 
 
 @dataclass(frozen=True)
 class Contribution:
     """One component of an accepted update: where its bytes are, n_{i,r}, and the norm of its change if measured."""
 
-    digest: str
+    digest: Digest
     size: int
     examples: int
     norm: float | None = None
@@ -38,7 +40,7 @@ class Version:
     """A component's value: version 0 is that of `tap init`, version t + 1 was made by round t."""
 
     version: int
-    digest: str
+    digest: Digest
     size: int
     contributors: int = 0
     norm: float | None = None
@@ -52,9 +54,9 @@ class Attempt:
     round: int
     attempt: int
     status: str
-    sampled: tuple[str, ...]
-    contributors: tuple[str, ...]
-    missing: tuple[str, ...]
+    sampled: tuple[DeviceName, ...]
+    contributors: tuple[DeviceName, ...]
+    missing: tuple[DeviceName, ...]
     why: str
     opened_at: float
     closed_at: float | None
@@ -89,7 +91,7 @@ class Store:
     def begin(
         self,
         manifest_digest: str,
-        components: Mapping[str, Version],
+        components: Mapping[ComponentName, Version],
         identity: str,
         at: float,
         *,
@@ -144,7 +146,7 @@ class Store:
     # rounds
 
     def open_round(
-        self, number: int, attempt: int, sampled: Sequence[str], at: float, home: Collection[str] = ()
+        self, number: int, attempt: int, sampled: Sequence[DeviceName], at: float, home: Collection[ComponentName] = ()
     ) -> None:
         """Record an attempt, and the components that stay at home in it. The same once more changes nothing: a commit
         whose answer was lost may be tried again."""
@@ -156,7 +158,7 @@ class Store:
             row |= {"home": sorted(home)}
             db.execute(insert(rounds).values(**key, **row, opened_at=at))
 
-    def at_home(self) -> tuple[int, frozenset[str]] | None:
+    def at_home(self) -> tuple[int, frozenset[ComponentName]] | None:
         """(round, components that stay at home in it) of the last round that was opened; None before the first."""
         query = select(rounds.c.round, rounds.c.home).where(rounds.c.federation == self.federation)
         last = query.where(rounds.c.home.is_not(None)).order_by(rounds.c.round.desc()).limit(1)
@@ -168,11 +170,11 @@ class Store:
         self,
         number: int,
         attempt: int,
-        missing: Sequence[str],
-        away: Sequence[str],
+        missing: Sequence[DeviceName],
+        away: Sequence[DeviceName],
         why: str,
         at: float,
-        late: Sequence[str] = (),
+        late: Sequence[DeviceName] = (),
     ) -> None:
         with self.engine.begin() as db:
             change = {"status": "failed", "missing": list(missing), "why": why[:2000], "closed_at": at}
@@ -184,13 +186,13 @@ class Store:
         self,
         number: int,
         attempt: int,
-        versions: Mapping[str, Version],
+        versions: Mapping[ComponentName, Version],
         *,
-        contributors: Sequence[str],
-        missing: Sequence[str],
-        away: Sequence[str],
+        contributors: Sequence[DeviceName],
+        missing: Sequence[DeviceName],
+        away: Sequence[DeviceName],
         at: float,
-        late: Sequence[str] = (),
+        late: Sequence[DeviceName] = (),
     ) -> None:
         """Make the new versions current, close the round and forget which blobs its updates were: all or nothing.
 
@@ -207,7 +209,9 @@ class Store:
             db.execute(delete(given).where(given.c.federation == self.federation, given.c.round <= number))
             self._set_missing(db, away, late)
 
-    def add_update(self, number: int, device: str, components: Mapping[str, Contribution], at: float) -> None:
+    def add_update(
+        self, number: int, device: DeviceName, components: Mapping[ComponentName, Contribution], at: float
+    ) -> None:
         """Record an update whose blobs are durable. It takes the place of an earlier one of this device for the round:
         a device that was revoked and enrolled anew counts with what it says now, and once. What was held against the
         device is forgotten."""
@@ -222,7 +226,7 @@ class Store:
                 db.execute(insert(update_components), rows)
             self._set_device(db, device, away=0, missed=0, strikes=0)
 
-    def strike(self, number: int, attempt: int | None, device: str) -> None:
+    def strike(self, number: int, attempt: int | None, device: DeviceName) -> None:
         """Record that an update of the device was rejected: it is away, with a strike more, and ``attempt`` (None: the
         one that is open does not wait for it anyway) goes on without it."""
         with self.engine.begin() as db:
@@ -230,12 +234,12 @@ class Store:
             if attempt is not None:
                 self._excuse(db, number, attempt, device, "rejected")
 
-    def excuse(self, number: int, attempt: int, device: str) -> None:
+    def excuse(self, number: int, attempt: int, device: DeviceName) -> None:
         """Record that the device declined, so that the attempt goes on without it."""
         with self.engine.begin() as db:
             self._excuse(db, number, attempt, device, "declined")
 
-    def remove_updates(self, number: int, digest: str) -> list[str]:
+    def remove_updates(self, number: int, digest: Digest) -> list[DeviceName]:
         """Forget the updates of a round that this blob, which is lost, is part of; returns their devices, sorted."""
         given = update_components
         mine = (given.c.federation == self.federation, given.c.round == number)
@@ -247,14 +251,16 @@ class Store:
                 db.execute(delete(table).where(*where))
         return devices
 
-    def updates(self, number: int) -> dict[str, dict[str, Contribution]]:
+    def updates(self, number: int) -> dict[DeviceName, dict[ComponentName, Contribution]]:
         """The accepted updates of a round: device -> component -> contribution. An update may hold none; once the
         round is committed, none does."""
         table = update_components
         where = (table.c.federation == self.federation, table.c.round == number)
         accepted = select(updates.c.device).where(updates.c.federation == self.federation, updates.c.round == number)
         with reading(self.engine) as db:
-            found: dict[str, dict[str, Contribution]] = {device: {} for device in db.execute(accepted).scalars()}
+            found: dict[DeviceName, dict[ComponentName, Contribution]] = {
+                device: {} for device in db.execute(accepted).scalars()
+            }
             for row in db.execute(select(table).where(*where).order_by(table.c.device, table.c.component)):
                 given = Contribution(row.digest, row.size, row.examples, row.norm)
                 found.setdefault(row.device, {})[row.component] = given
@@ -267,22 +273,22 @@ class Store:
         with reading(self.engine) as db:
             return [_attempt_of(row) for row in reversed(db.execute(query).all())]
 
-    def versions(self) -> dict[str, Version]:
+    def versions(self) -> dict[ComponentName, Version]:
         """The current version of every component."""
         return {name: kept[0] for name, kept in self.kept_versions(1).items()}
 
-    def norms(self) -> dict[str, Norms]:
+    def norms(self) -> dict[ComponentName, Norms]:
         """The update norms of every component's last versions, those that were taken back left out."""
         table = component_versions
         where = (table.c.federation == self.federation, table.c.norm.is_not(None), table.c.withdrawn_at.is_(None))
         query = select(table.c.component, table.c.version, table.c.norm).where(*where)
-        found: dict[str, Norms] = {}
+        found: dict[ComponentName, Norms] = {}
         with reading(self.engine) as db:
             for component, version, norm in db.execute(query.order_by(table.c.component, table.c.version)):
                 found[component] = (*found.get(component, ()), (version - 1, norm))[-WINDOW:]
         return found
 
-    def kept_versions(self, number: int) -> dict[str, list[Version]]:
+    def kept_versions(self, number: int) -> dict[ComponentName, list[Version]]:
         """The newest ``number`` versions of every component that were not withdrawn, the current one first. One that
         was older than that when newer ones were withdrawn is left out: its blob was cleared away."""
         table = component_versions
@@ -292,8 +298,8 @@ class Store:
         query = select(ranked).where(ranked.c.place <= number).order_by(ranked.c.component, ranked.c.version.desc())
         back = select(table.c.component, table.c.version, table.c.withdrawn_at)
         back = back.where(table.c.federation == self.federation, table.c.withdrawn_at.is_not(None))
-        kept: dict[str, list[Version]] = {}
-        withdrawn: dict[str, list[tuple[int, float]]] = {}
+        kept: dict[ComponentName, list[Version]] = {}
+        withdrawn: dict[ComponentName, list[tuple[int, float]]] = {}
         with reading(self.engine) as db:
             for row in db.execute(query):
                 version = Version(row.version, row.digest, row.size, row.contributors, row.norm)
@@ -302,7 +308,7 @@ class Store:
                 withdrawn.setdefault(component, []).append((number_taken_back, at))
         return {name: _still_there(found, withdrawn.get(name, []), number) for name, found in kept.items()}
 
-    def referenced(self, keep_versions: int) -> set[str]:
+    def referenced(self, keep_versions: int) -> set[Digest]:
         """Digests of the blobs that must be there: the kept versions, and the updates that are not yet aggregated."""
         kept = {version.digest for versions in self.kept_versions(keep_versions).values() for version in versions}
         query = select(update_components.c.digest).where(update_components.c.federation == self.federation)
@@ -310,7 +316,14 @@ class Store:
             return kept | set(db.execute(query).scalars())
 
     def go_back(
-        self, targets: Mapping[str, int], *, act: str, why: str, actor: str, spend: tuple[int, int] | None, at: float
+        self,
+        targets: Mapping[ComponentName, int],
+        *,
+        act: str,
+        why: str,
+        actor: str,
+        spend: tuple[int, int] | None,
+        at: float,
     ) -> None:
         """Withdraw every version of the components of ``targets`` that is newer than the number given there.
 
@@ -380,22 +393,22 @@ class Store:
         self._federation(db)
         db.execute(update(federations).where(federations.c.name == self.federation).values(**values))
 
-    def _set_missing(self, db: Connection, away: Sequence[str], late: Sequence[str]) -> None:
+    def _set_missing(self, db: Connection, away: Sequence[DeviceName], late: Sequence[DeviceName]) -> None:
         for device in away:
             self._set_device(db, device, away=1)
         for device in late:
             self._set_device(db, device, missed=devices.c.missed + 1)
 
-    def _set_device(self, db: Connection, device: str, **values: Any) -> None:
+    def _set_device(self, db: Connection, device: DeviceName, **values: Any) -> None:
         where = (devices.c.federation == self.federation, devices.c.name == device)
         db.execute(update(devices).where(*where).values(**values))
 
-    def _excuse(self, db: Connection, number: int, attempt: int, device: str, excuse: Excuse) -> None:
+    def _excuse(self, db: Connection, number: int, attempt: int, device: DeviceName, excuse: Excuse) -> None:
         row = db.execute(select(rounds.c.missing).where(*self._attempt(number, attempt))).one()
         excused = {**dict(row.missing), device: excuse}
         db.execute(update(rounds).where(*self._attempt(number, attempt)).values(missing=excused))
 
-    def _insert_versions(self, db: Connection, versions: Mapping[str, Version]) -> None:
+    def _insert_versions(self, db: Connection, versions: Mapping[ComponentName, Version]) -> None:
         rows = [
             {"federation": self.federation, "component": name, **vars(value)}
             for name, value in sorted(versions.items())

@@ -11,35 +11,39 @@ from typing import Any
 
 from coordinator.identity import same_digest
 from coordinator.registry import Enrolment
+from tap_core.names import DeviceName
 
 LOOK_SECONDS = 0.25
 """Least time between two looks into the database because of unknown tokens, whoever shows them."""
 
-Void = Callable[[Mapping[str, "str | None"]], Coroutine[Any, Any, None]]
+Void = Callable[[Mapping[DeviceName, "str | None"]], Coroutine[Any, Any, None]]
 
 
 class Tokens:
     """The valid tokens, by device and by digest."""
 
     def __init__(
-        self, read: Callable[[], Mapping[str, Enrolment]], void: Void, clock: Callable[[], float] = time.monotonic
+        self,
+        read: Callable[[], Mapping[DeviceName, Enrolment]],
+        void: Void,
+        clock: Callable[[], float] = time.monotonic,
     ):
         """``read`` blocks and returns what is enrolled by device. ``void`` is told of each device whose token ceased
         to be valid, with the digest of its new one, None if it has none."""
         self._read, self._void, self._clock = read, void, clock
-        self.enrolments: Mapping[str, Enrolment] = {}
+        self.enrolments: Mapping[DeviceName, Enrolment] = {}
         """What each valid token stands for, by device. Replaced as a whole."""
-        self._by_digest: dict[str, str] = {}
+        self._by_digest: dict[str, DeviceName] = {}
         self._reading = asyncio.Lock()
         self._looked = -LOOK_SECONDS
         self._look: asyncio.Task[None] | None = None
 
     @property
-    def devices(self) -> frozenset[str]:
+    def devices(self) -> frozenset[DeviceName]:
         """Those whose token is valid."""
         return frozenset(self.enrolments)
 
-    def token_of(self, device: str) -> str | None:
+    def token_of(self, device: DeviceName) -> str | None:
         """The digest of the device's token; None if it has none that is valid."""
         return _token(self.enrolments, device)
 
@@ -57,12 +61,12 @@ class Tokens:
         if void:
             await self._void(void)
 
-    def known(self, digest: str) -> str | None:
+    def known(self, digest: str) -> DeviceName | None:
         """The device whose token has this digest, as of the last look."""
         device = self._by_digest.get(digest)
         return device if device is not None and same_digest(self.enrolments[device].token_sha256, digest) else None
 
-    async def device_of(self, digest: str) -> str | None:
+    async def device_of(self, digest: str) -> DeviceName | None:
         """The device whose token has this digest; None if there is none, also not in the database."""
         device = self.known(digest)
         if device is None:
@@ -70,7 +74,7 @@ class Tokens:
             device = self.known(digest)
         return device
 
-    async def is_valid(self, device: str, digest: str) -> bool:
+    async def is_valid(self, device: DeviceName, digest: str) -> bool:
         """Whether the token with this digest is the device's. If it ceases to be, ``void`` will be told."""
         return await self.device_of(digest) == device
 
@@ -87,7 +91,7 @@ class Tokens:
         await self.refresh()
 
 
-def _token(enrolments: Mapping[str, Enrolment], device: str) -> str | None:
+def _token(enrolments: Mapping[DeviceName, Enrolment], device: DeviceName) -> str | None:
     return enrolments[device].token_sha256 if device in enrolments else None
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from coordinator.blobs import WRITING, BlobStore
 from protocol.errors import RemoteProtocolError
+from protocol.names import Digest
 from protocol.transfer import Incoming
 from tap_core.files import replace_private
+from tap_core.names import DeviceName
 
 PART = ".part"
 KEPT_SECONDS = 3600.0
@@ -84,7 +86,7 @@ class Holding:
 
     def __init__(self, budget: Budget):
         self._budget = budget
-        self._held: dict[str, int] = {}
+        self._held: dict[Digest, int] = {}
         self._over = False
         self._room = asyncio.Event()
 
@@ -99,7 +101,7 @@ class Holding:
     def _beyond_its_share(self, size: int) -> bool:
         return bool(self._held) and sum(self._held.values()) + size > self._budget.limit // SHARES
 
-    async def take(self, digest: str, size: int) -> None:
+    async def take(self, digest: Digest, size: int) -> None:
         """Wait until this connection may have the blob sent. Another of its own must end first if it has its share."""
         while self._beyond_its_share(size):
             self._room.clear()
@@ -110,7 +112,7 @@ class Holding:
         else:
             self._held[digest] = taken
 
-    def give(self, digests: Collection[str]) -> None:
+    def give(self, digests: Collection[Digest]) -> None:
         """These blobs are on the disk, or are not wanted any more."""
         for digest in digests:
             size = self._held.pop(digest, None)
@@ -124,7 +126,7 @@ class Holding:
         self.give(list(self._held))
 
 
-def put_away(blobs: BlobStore, device: str, partial: dict[str, Incoming], now: float) -> None:
+def put_away(blobs: BlobStore, device: DeviceName, partial: dict[Digest, Incoming], now: float) -> None:
     """Write the pieces of a device's uploads to files and forget them; remove files that are too old (``now``: seconds
     since 1970). What cannot be written is sent again."""
     place = blobs.place_of(device)
@@ -140,12 +142,12 @@ def put_away(blobs: BlobStore, device: str, partial: dict[str, Incoming], now: f
                 path.unlink()
 
 
-def left_behind(blobs: BlobStore, device: str) -> set[str]:
+def left_behind(blobs: BlobStore, device: DeviceName) -> set[Digest]:
     """Digests of which pieces lie in files."""
-    return {path.name.removesuffix(PART) for path in blobs.place_of(device).glob(f"*{PART}")}
+    return {Digest(path.name.removesuffix(PART)) for path in blobs.place_of(device).glob(f"*{PART}")}
 
 
-def take_up(blobs: BlobStore, device: str, digest: str, size: int) -> Incoming | None:
+def take_up(blobs: BlobStore, device: DeviceName, digest: Digest, size: int) -> Incoming | None:
     """The transfer as far as it had come, and its file away; None if there is none that fits."""
     path: Path = blobs.place_of(device) / f"{digest}{PART}"
     try:

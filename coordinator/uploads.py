@@ -13,6 +13,8 @@ from coordinator.checks import Membership, check_change, check_component, check_
 from coordinator.federation import Federation
 from coordinator.store import Contribution, Version
 from protocol.messages import Update
+from protocol.names import Digest
+from tap_core.names import ComponentName, DeviceName
 
 BATCH_BYTES = 2 * 1024 * 1024
 """Bytes of blobs from which a thread is worth its while."""
@@ -30,10 +32,10 @@ class Upload:
         self,
         update: Update,
         membership: Membership,
-        sent: Mapping[str, Version],
+        sent: Mapping[ComponentName, Version],
         federation: Federation,
-        device: str,
-        left: Callable[[list[str]], None],
+        device: DeviceName,
+        left: Callable[[list[Digest]], None],
     ):
         """``sent``: of the components that the device was asked for, the versions that it was to train from. ``left``:
         told which blobs have left the memory."""
@@ -41,24 +43,24 @@ class Upload:
         self._claimed = check_update(update, membership, sent, federation.forms)
         self._forms, self._blobs, self._device = federation.forms, federation.blobs, device
         self._federation, self._sent, self._left = federation, sent, left
-        self._norms: dict[str, float] = {}
-        self._names: dict[str, list[str]] = {}
+        self._norms: dict[ComponentName, float] = {}
+        self._names: dict[Digest, list[ComponentName]] = {}
         for name, given in sorted(self._claimed.items()):
             self._names.setdefault(given.digest, []).append(name)
-        self._missing: set[str] = set(self._names)
+        self._missing: set[Digest] = set(self._names)
         self.eager = False
         """Whether each blob is staged as it comes, since somebody waits for its memory."""
-        self._waiting: list[tuple[str, bytes]] = []
+        self._waiting: list[tuple[Digest, bytes]] = []
         self._saves: list[asyncio.Future[None]] = []
         self._slots = asyncio.Semaphore(SAVES_AT_ONCE)
 
     @property
-    def contributions(self) -> dict[str, Contribution]:
+    def contributions(self) -> dict[ComponentName, Contribution]:
         """By component; with its norm once it is checked, if norms are limited."""
         return {name: replace(given, norm=self._norms.get(name)) for name, given in self._claimed.items()}
 
     @property
-    def digests(self) -> frozenset[str]:
+    def digests(self) -> frozenset[Digest]:
         return frozenset(self._names)
 
     @property
@@ -66,10 +68,10 @@ class Upload:
         """Whether every blob has arrived (perhaps not yet staged: see `settle`)."""
         return not self._missing
 
-    def lacks(self, digest: str) -> bool:
+    def lacks(self, digest: Digest) -> bool:
         return digest in self._missing
 
-    async def lacking(self) -> list[tuple[str, int]]:
+    async def lacking(self) -> list[tuple[Digest, int]]:
         """(digest, size) of each blob to ask for. Those that are stored already are only checked."""
         sizes = {given.digest: given.size for given in self._claimed.values()}
         stored = await asyncio.to_thread(lambda: [d for d in self._names if self._blobs.has(d, self._device)])
@@ -78,7 +80,7 @@ class Upload:
             await self._start(self._check_stored, stored)
         return [(digest, sizes[digest]) for digest in sorted(self._missing)]
 
-    async def save(self, digest: str, data: bytes) -> None:
+    async def save(self, digest: Digest, data: bytes) -> None:
         """Have a blob checked and staged in a thread, small ones together; returns when there is room for another."""
         self._missing.discard(digest)
         self._waiting.append((digest, data))
@@ -113,16 +115,16 @@ class Upload:
         if not save.cancelled():
             save.exception()  # raised by `settle`; this marks it as seen if the connection ends first
 
-    def _stage(self, blobs: list[tuple[str, bytes]]) -> None:
+    def _stage(self, blobs: list[tuple[Digest, bytes]]) -> None:
         for digest, data in blobs:
             self._check(digest, data)
             self._blobs.stage(self._device, digest, data)
 
-    def _check_stored(self, digests: list[str]) -> None:
+    def _check_stored(self, digests: list[Digest]) -> None:
         for digest in digests:
             self._check(digest, self._blobs.get(digest, self._device))
 
-    def _check(self, digest: str, data: bytes) -> None:
+    def _check(self, digest: Digest, data: bytes) -> None:
         bound = self._federation.bound
         for name in self._names[digest]:
             check_component(self._forms[name], data)

@@ -14,6 +14,7 @@ from coordinator.blobs import BlobStore
 from coordinator.config import StatePaths
 from coordinator.database import reading
 from coordinator.store import Store
+from protocol.names import Digest
 from tap_core.errors import UsageError
 from tap_core.manifest import COMPONENTS_DIRECTORY, FederationManifest
 
@@ -36,7 +37,7 @@ class Report:
 def verify(directory: Path, manifest: FederationManifest, store: Store, blobs: BlobStore) -> Report:
     """Check the database, version 0 in DIR/components, every kept version and every update that is not aggregated."""
     problems = _database(store)
-    digests: dict[str, list[str]] = {}
+    digests: dict[Digest, list[str]] = {}
     size = 0
     for name, spec in sorted(manifest.components.items()):
         path = directory / COMPONENTS_DIRECTORY / f"{spec.digest}.safetensors"

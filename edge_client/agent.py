@@ -41,10 +41,13 @@ from protocol.messages import (
     Update,
     Want,
 )
+from protocol.names import ComponentName as WireName
+from protocol.names import Digest
 from protocol.session import BlobReceived, SessionEvent
 from protocol.transfer import Incoming
 from tap_core.components import examples_per_component
 from tap_core.errors import TapError
+from tap_core.names import ComponentName, TaskName
 from tap_core.settings.federation import FederationConfig
 
 HEARTBEAT_SECONDS = 5.0
@@ -86,13 +89,13 @@ class Agent:
         self._worker = Worker(config, build)
         self._journal = self._worker.journal
         self._outages = Outages(config.coordinator, say, backoff=backoff, max_wait=max_wait)
-        self._partial: dict[str, Incoming] = {}
+        self._partial: dict[Digest, Incoming] = {}
         self._federation = read_settings(config.state_dir)
         self._foundation = ""
         self._done_said = False
         # of the present connection:
         self._asked: Train | Finish | None = None
-        self._outstanding: set[str] = set()
+        self._outstanding: set[Digest] = set()
         self._beat_at = 0.0
 
     async def run(self) -> None:
@@ -171,7 +174,7 @@ class Agent:
         """First contact: only the settings say how the data is read and split, and so how much there is to train on."""
         self._adopt(await self._greet(connection, {}))
 
-    async def _greet(self, connection: Connection, examples: Mapping[str, int]) -> FederationConfig:
+    async def _greet(self, connection: Connection, examples: Mapping[TaskName, int]) -> FederationConfig:
         federation = await greet(connection, self._config, self._foundation, examples)
         self._outages.end()
         return federation
@@ -263,8 +266,8 @@ class Agent:
         asked, worker = self._asked, self._worker
         if asked is None:
             return
-        home = {ref.name: ref.version for ref in asked.components if ref.name in asked.home}
-        given = Given({ref.name: ref.digest for ref in asked.components}, home)
+        home = {ComponentName(ref.name): ref.version for ref in asked.components if ref.name in asked.home}
+        given = Given({ComponentName(ref.name): ref.digest for ref in asked.components}, home)
         if isinstance(asked, Finish) and worker.finished:
             self._done_said = True
             await connection.send(Done())
@@ -292,7 +295,7 @@ class Agent:
         else:
             worker.start_finish(given)
 
-    async def _fetch(self, connection: Connection, sizes: Mapping[str, int]) -> None:
+    async def _fetch(self, connection: Connection, sizes: Mapping[Digest, int]) -> None:
         if self._outstanding:
             return
         self._worker.show(phase="receiving")
@@ -318,17 +321,17 @@ class Agent:
             )
         self._worker.show(phase="sending", round=asked.round)
         components = tuple(
-            ComponentRef(name=name, version=asked.round, digest=digest, size=len(pending.blobs[digest]))
+            ComponentRef(name=WireName(name), version=asked.round, digest=digest, size=len(pending.blobs[digest]))
             for name, digest in sorted(pending.digests.items())
         )
         await connection.send(Update(round=asked.round, examples=self._announced(pending), components=components))
 
-    def _announced(self, pending: PendingUpdate) -> dict[str, int]:
+    def _announced(self, pending: PendingUpdate) -> dict[WireName, int]:
         """n_{i,r}, at most what this connection's hello announced: data may have been removed since the training."""
         assert self._worker.trainer is not None
         tasks = self._settings.tasks_named(self._config.tasks)
         now = examples_per_component(tasks, self._worker.trainer.examples)
-        return {name: min(count, now[name]) for name, count in pending.examples.items()}
+        return {WireName(name): min(count, now[name]) for name, count in pending.examples.items()}
 
     def _send_wanted(self, connection: Connection, want: Want) -> None:
         state = self._worker.state

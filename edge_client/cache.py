@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from protocol.names import Digest
 from tap_core.files import make_private_directory, replace_private
 
 _SUFFIX = ".safetensors"
@@ -20,7 +21,7 @@ class ComponentCache:
         self._directory = directory
         make_private_directory(directory)
 
-    def get(self, digest: str) -> bytes | None:
+    def get(self, digest: Digest) -> bytes | None:
         """The bytes with this digest, or None. A file that does not match its name is removed and counts as absent."""
         path = self._path(digest)
         try:
@@ -32,17 +33,17 @@ class ComponentCache:
             return None
         return data
 
-    def put(self, digest: str, data: bytes) -> None:
+    def put(self, digest: Digest, data: bytes) -> None:
         """Store ``data``. Raises ValueError if ``digest`` is not its sha256, OSError if it cannot be written."""
         if hashlib.sha256(data).hexdigest() != digest:
             raise ValueError(f"the data's sha256 is not {digest}")
         replace_private(self._path(digest), data, durable=False)
 
-    def missing(self, digests: Iterable[str]) -> tuple[str, ...]:
+    def missing(self, digests: Iterable[Digest]) -> tuple[Digest, ...]:
         """Those of ``digests`` that `get` would not give, in their order, each once."""
         return tuple(digest for digest in dict.fromkeys(digests) if self.get(digest) is None)
 
-    def keep_only(self, digests: Iterable[str]) -> int:
+    def keep_only(self, digests: Iterable[Digest]) -> int:
         """Remove everything but ``digests``; returns how many files went."""
         keep = {digest + _SUFFIX for digest in digests}
         removed = 0
@@ -52,5 +53,5 @@ class ComponentCache:
                 removed += 1
         return removed
 
-    def _path(self, digest: str) -> Path:
+    def _path(self, digest: Digest) -> Path:
         return self._directory / (digest + _SUFFIX)

@@ -15,6 +15,7 @@ import typer
 
 from tap_core.command_line import make_app, one_line_errors, working
 from tap_core.errors import UsageError
+from tap_core.names import TaskName
 
 if TYPE_CHECKING:
     from edge_client.agent import Agent
@@ -155,7 +156,8 @@ def export(
     from edge_client.private_store import PrivateStore
 
     settings = load_client_config(config)
-    for name in task or []:
+    names = [TaskName(name) for name in task or settings.tasks]
+    for name in names:
         if name not in settings.tasks:
             raise UsageError(f"{config} has no task {name!r}; its tasks are {', '.join(sorted(settings.tasks))}")
     federation = read_settings(settings.state_dir)
@@ -168,7 +170,7 @@ def export(
     trainer = build_trainer(settings, federation)
     directory = settings.state_dir / EXPORTS if out is None else out
     exports = []
-    for name in sorted(task or settings.tasks):
+    for name in sorted(names):
         with working(f"exporting {name}"):
             difference = trainer.export(state, name, directory / name)
         exports.append({"task": name, "path": str(directory / name), "max_abs_diff": difference})

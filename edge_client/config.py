@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tap_core.errors import UsageError, did_you_mean
-from tap_core.settings.base import Name, Settings
+from tap_core.settings.base import DeviceField, Name, Settings, TaskField
 from tap_core.settings.runtime import Runtime
 from tap_core.settings.toml import load_toml, validate
 
@@ -73,7 +73,7 @@ class ClientConfig(Settings):
 
     coordinator: str = Field(description="wss://HOST:PORT, or ws:// where nobody else can listen.")
     federation: Name = Field(description="Name of the federation to join.")
-    device_id: Name = Field(description="The name this device was enrolled with.")
+    device_id: DeviceField = Field(description="The name this device was enrolled with.")
     token_file: Path = Field(description="File that holds the token `tap-coordinator enroll` printed.")
     tls_ca: Path | None = Field(
         default=None,
@@ -84,7 +84,9 @@ class ClientConfig(Settings):
     state_dir: Path = Field(description="Private directory: personal tensors, progress, results, exports.")
     foundation: str = Field(min_length=1, description="Directory or hub id of the federation's pretrained model.")
     runtime: RuntimeConfig = RuntimeConfig()
-    tasks: dict[Name, TaskDataConfig] = Field(min_length=1, description="This device's tasks: where their data is.")
+    tasks: dict[TaskField, TaskDataConfig] = Field(
+        min_length=1, description="This device's tasks: where their data is."
+    )
 
     @field_validator("coordinator")
     @classmethod

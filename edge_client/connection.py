@@ -25,6 +25,7 @@ from edge_client.outages import Disconnected
 from edge_client.tls import CERTIFICATE_HINT, distrust, refusal_of_tls
 from protocol.errors import RemoteProtocolError
 from protocol.messages import CHUNK, MAX_MESSAGE, SUBPROTOCOL, Message
+from protocol.names import Digest
 from protocol.session import Session, SessionEvent
 from protocol.transfer import Incoming
 from tap_core.errors import TapError, UsageError
@@ -73,7 +74,7 @@ class Connection:
                 raise Disconnected("the connection is over", reached=True)
             await self._send(self.session.send(message))
 
-    def send_blob(self, digest: str, data: bytes, offset: int) -> None:
+    def send_blob(self, digest: Digest, data: bytes, offset: int) -> None:
         """Begin to send a blob from ``offset`` on, after those that wait already. `receive` tells if that fails."""
         self._blobs.append(self.session.send_blob(digest, data, offset))
         if self._sender is None or self._sender.done():
@@ -132,7 +133,7 @@ async def open_connection(
     token: str,
     *,
     token_file: Path,
-    partial: dict[str, Incoming],
+    partial: dict[Digest, Incoming],
     traffic: Traffic,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Connection]:

@@ -15,6 +15,7 @@ from edge_client.config import ClientConfig, Columns, TaskDataConfig
 from edge_client.tables import FOLDER_CLASS, FOLDER_IMAGE, FolderTable, Table, forget_unpacked, open_dataset, open_table
 from tap_core.errors import UsageError
 from tap_core.examples import Example, TaskData
+from tap_core.names import TaskName
 from tap_core.seeds import derive_seed
 from tap_core.settings.federation import FederationConfig, TaskConfig
 from tap_core.tasks import task_kind
@@ -84,7 +85,7 @@ class Examples(Sequence[Example]):
         return self.table.where(self._rows[index])
 
 
-def load_tasks(config: ClientConfig, federation: FederationConfig) -> dict[str, TaskData]:
+def load_tasks(config: ClientConfig, federation: FederationConfig) -> dict[TaskName, TaskData]:
     """The device's examples by task, for all tasks of `client.toml`. Raises UsageError as `load_task` does."""
     cache = config.state_dir / CACHE_DIRECTORY
     tasks = federation.tasks_named(config.tasks)
@@ -155,7 +156,7 @@ def _decision_items(seed: int, items: Sequence[str]) -> set[str]:
     return chosen
 
 
-def count_tasks(data: Mapping[str, TaskData]) -> dict[str, int]:
+def count_tasks(data: Mapping[TaskName, TaskData]) -> dict[TaskName, int]:
     """n_{i,o}: the number of training examples by task."""
     return {name: len(task.train) for name, task in sorted(data.items())}
 

@@ -12,14 +12,16 @@ from edge_client.connection import Connection, TokenRefused
 from edge_client.outages import Disconnected
 from protocol.codes import ByeCode, RefusalCode
 from protocol.messages import Bye, Hello, Refuse, Welcome
+from protocol.names import Digest
 from tap_core.errors import TapError, UsageError
 from tap_core.manifest import SCHEMA_VERSION
+from tap_core.names import TaskName
 from tap_core.settings.federation import FederationConfig
 from tap_core.settings.toml import validate
 
 
 async def greet(
-    connection: Connection, config: ClientConfig, foundation: str, examples: Mapping[str, int]
+    connection: Connection, config: ClientConfig, foundation: str, examples: Mapping[TaskName, int]
 ) -> FederationConfig:
     """Say hello and return the federation's settings.
 
@@ -30,8 +32,8 @@ async def greet(
     hello = Hello(
         device=config.device_id,
         federation=config.federation,
-        tasks=dict(examples),
-        foundation=foundation,
+        tasks={name: count for name, count in examples.items()},
+        foundation=Digest(foundation),
         schema_version=SCHEMA_VERSION,
     )
     await connection.send(hello)

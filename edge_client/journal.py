@@ -14,6 +14,7 @@ from typing import Any
 from edge_client.connection import Traffic
 from tap_core.errors import UsageError
 from tap_core.files import append_private, make_private_directory, replace_private
+from tap_core.names import ComponentName, DeviceName, TaskName
 from tap_core.settings.federation import FederationConfig
 from tap_core.settings.toml import validate
 
@@ -34,7 +35,7 @@ class Progress:
 class Journal:
     """Writer of one device's files. Safe to use from the worker thread and the network loop for different files."""
 
-    def __init__(self, state_dir: Path, device: str, *, clock: Callable[[], float] = time.time):
+    def __init__(self, state_dir: Path, device: DeviceName, *, clock: Callable[[], float] = time.time):
         make_private_directory(state_dir)
         self._directory, self._device, self._clock = state_dir, device, clock
         try:
@@ -73,7 +74,9 @@ class Journal:
             kept = [report for report in read_rounds(self._directory) if report["round"] <= round_number]
             replace_private(path, "".join(json.dumps(report) + "\n" for report in kept).encode())
 
-    def write_results(self, components: Sequence[str], tasks: Mapping[str, Any], samples: Mapping[str, Any]) -> None:
+    def write_results(
+        self, components: Sequence[ComponentName], tasks: Mapping[TaskName, Any], samples: Mapping[TaskName, Any]
+    ) -> None:
         replacements = [
             {"round": report["round"], "task": task, "replaced": replaced}
             for report in read_rounds(self._directory)

@@ -8,7 +8,6 @@ one. It knows files and numpy arrays; it does not know the method, sockets or to
 Such tensors leave this module only as `PersonalTensors`: no dictionary, and no type that the wire's encoder takes.
 """
 
-import hashlib
 import json
 import math
 import shutil
@@ -22,8 +21,11 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from protocol.names import Digest
+from protocol.tensors import digest_of
 from tap_core.errors import TapError
 from tap_core.files import make_private_directory, replace_private, sync_directory, write_private
+from tap_core.names import ComponentName, DeviceName, TaskName
 from tap_core.settings.base import Settings
 
 STATE_DIRECTORY = "state"
@@ -34,7 +36,7 @@ READABLE = (1, FORMAT)
 """Format 1 is of before components could stay at home."""
 _JOINT = "::"
 
-Tensors = dict[str, dict[str, np.ndarray]]
+Tensors = dict[ComponentName, dict[str, np.ndarray]]
 
 
 class StateError(TapError):
@@ -49,11 +51,11 @@ class PersonalTensors:
 
     __slots__ = ("_tensors",)
 
-    def __init__(self, tensors: Mapping[str, Mapping[str, np.ndarray]]):
+    def __init__(self, tensors: Mapping[ComponentName, Mapping[str, np.ndarray]]):
         self._tensors = {component: dict(values) for component, values in tensors.items()}
 
     @property
-    def components(self) -> frozenset[str]:
+    def components(self) -> frozenset[ComponentName]:
         """Their names, which are no secret."""
         return frozenset(self._tensors)
 
@@ -77,10 +79,10 @@ class PendingUpdate:
     """
 
     round: int
-    trained_from: Mapping[str, str]
-    examples: Mapping[str, int]
-    digests: Mapping[str, str]
-    blobs: Mapping[str, bytes] = field(repr=False)
+    trained_from: Mapping[ComponentName, Digest]
+    examples: Mapping[ComponentName, int]
+    digests: Mapping[ComponentName, Digest]
+    blobs: Mapping[Digest, bytes] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -93,38 +95,38 @@ class StoredState:
     round: int
     finished: bool
     personal: PersonalTensors
-    federated_loss: Mapping[str, float]
-    personal_loss: Mapping[str, float]
+    federated_loss: Mapping[TaskName, float]
+    personal_loss: Mapping[TaskName, float]
     pending: PendingUpdate | None = None
     home: PersonalTensors = field(default_factory=lambda: PersonalTensors({}))
 
 
 class _Pending(Settings):
     round: int
-    trained_from: dict[str, str]
-    examples: dict[str, int]
-    digests: dict[str, str]
+    trained_from: dict[ComponentName, Digest]
+    examples: dict[ComponentName, int]
+    digests: dict[ComponentName, Digest]
 
 
 class _Pointer(Settings):
     """`current.json`. Loss histories start at infinity, which JSON lacks: None stands for it."""
 
     format: int
-    device: str
+    device: DeviceName
     federation: str
     generation: int
     round: int
     finished: bool
-    federated_loss: dict[str, float | None]
-    personal_loss: dict[str, float | None]
+    federated_loss: dict[TaskName, float | None]
+    personal_loss: dict[TaskName, float | None]
     pending: _Pending | None
-    files: dict[str, str] = Field(description="sha256 by path below the generation's directory.")
+    files: dict[str, Digest] = Field(description="sha256 by path below the generation's directory.")
 
 
 class PrivateStore:
     """The `state` directory of one device in one federation; one process at a time."""
 
-    def __init__(self, state_dir: Path, *, device: str, federation: str):
+    def __init__(self, state_dir: Path, *, device: DeviceName, federation: str):
         make_private_directory(state_dir)
         self._directory = state_dir / STATE_DIRECTORY
         make_private_directory(self._directory)
@@ -211,7 +213,7 @@ class PrivateStore:
                 examples=dict(state.pending.examples),
                 digests=dict(state.pending.digests),
             ),
-            files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+            files={name: digest_of(data) for name, data in files.items()},
         )
         replace_private(self._directory / POINTER, pointer.model_dump_json(indent=1).encode())
         self._generation = generation
@@ -243,12 +245,12 @@ class PrivateStore:
             )
         return pointer
 
-    def _read_file(self, path: Path, digest: str) -> bytes:
+    def _read_file(self, path: Path, digest: Digest) -> bytes:
         try:
             data = path.read_bytes()
         except OSError as error:
             raise self._damaged(f"{path.name}: {error.strerror}") from None
-        if hashlib.sha256(data).hexdigest() != digest:
+        if digest_of(data) != digest:
             raise self._damaged(f"{path.name} has changed on the disk")
         return data
 
@@ -262,7 +264,7 @@ def _finite(loss: float) -> float | None:
     return loss if math.isfinite(loss) else None
 
 
-def _blob_name(digest: str) -> str:
+def _blob_name(digest: Digest) -> str:
     return f"update-{digest}.safetensors"
 
 
@@ -284,7 +286,7 @@ def _split(flat: Mapping[str, np.ndarray]) -> Tensors:
         component, joint, name = joined.partition(_JOINT)
         if not joint:
             raise ValueError(f"unexpected tensor {joined!r}")
-        group = tensors.setdefault(component, {})
+        group = tensors.setdefault(ComponentName(component), {})
         if name:
             group[name] = array
     return tensors

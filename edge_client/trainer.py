@@ -17,6 +17,7 @@ from edge_client.config import ClientConfig
 from edge_client.datasets import count_tasks, load_tasks
 from edge_client.private_store import PendingUpdate, PersonalTensors, StateError, StoredState, Tensors
 from protocol.errors import LocalProtocolError, NotFinite, RemoteProtocolError
+from protocol.names import ComponentName as WireName
 from protocol.tensors import ComponentTensors, decode_tensors, digest_of, encode_tensors
 from tap_core.algorithms.base import DeviceState
 from tap_core.algorithms.participant import Participant
@@ -24,12 +25,14 @@ from tap_core.cohorts import own_values
 from tap_core.errors import Diverged, TapError
 from tap_core.export.directory import export_task
 from tap_core.foundations import load_foundation
+from tap_core.model.adapters import ParameterSet
 from tap_core.model.tap_model import build_model
+from tap_core.names import ComponentName, TaskName
 from tap_core.settings.federation import FederationConfig
 from tap_core.training.progress import OnProgress
 from tap_core.training.runtime import check_runtime
 
-Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
+Shapes = Mapping[ComponentName, Mapping[str, tuple[int, ...]]]
 
 
 class LocalTrainer:
@@ -40,7 +43,7 @@ class LocalTrainer:
     ``shapes``: shape by tensor name by owned component. ``examples``: n_{i,o} by task.
     """
 
-    def __init__(self, participant: Any, *, dtype: str, shapes: Shapes, examples: Mapping[str, int]):
+    def __init__(self, participant: Any, *, dtype: str, shapes: Shapes, examples: Mapping[TaskName, int]):
         self._participant, self._dtype, self._shapes = participant, dtype, shapes
         self.examples = dict(examples)
         self.components = tuple(sorted(shapes))
@@ -48,11 +51,11 @@ class LocalTrainer:
     def take_part(
         self,
         round_number: int,
-        received: Mapping[str, bytes],
+        received: Mapping[ComponentName, bytes],
         stored: StoredState | None,
         on_progress: OnProgress,
         *,
-        home: Mapping[str, int],
+        home: Mapping[ComponentName, int],
     ) -> tuple[StoredState, dict[str, Any]]:
         """One round of stage 1: the next state, with the update to send in it, and a report for `rounds.jsonl`.
 
@@ -80,13 +83,13 @@ class LocalTrainer:
 
     def finish(
         self,
-        received: Mapping[str, bytes],
+        received: Mapping[ComponentName, bytes],
         stored: StoredState | None,
         on_progress: OnProgress,
         *,
-        home: Mapping[str, int],
+        home: Mapping[ComponentName, int],
         distilling: bool = True,
-    ) -> tuple[StoredState, dict[str, Any], dict[str, Any]]:
+    ) -> tuple[StoredState, dict[TaskName, Any], dict[TaskName, Any]]:
         """Stage 2: the final state, the results by task and the sample outputs by task. Arguments and errors are those
         of `take_part`. Without ``distilling`` the personal set stays that of stage 1.
         """
@@ -100,7 +103,7 @@ class LocalTrainer:
         results = {task: dataclasses.asdict(result) for task, result in sorted(outcome.results.items())}
         return _stored(outcome.state, None), results, outcome.samples
 
-    def export(self, stored: StoredState, task: str, directory: Path) -> float:
+    def export(self, stored: StoredState, task: TaskName, directory: Path) -> float:
         """Write the ONNX export of one task with the personal set merged into it.
 
         Returns the largest absolute difference between torch and onnxruntime over a few of the device's examples.
@@ -139,16 +142,16 @@ class LocalTrainer:
                 f"{', '.join(sorted(self.examples))}; bring back the old ones, or move the state directory away"
             )
 
-    def _encoded(self, name: str, values: Mapping[str, np.ndarray]) -> bytes:
+    def _encoded(self, name: ComponentName, values: Mapping[str, np.ndarray]) -> bytes:
         try:
-            return encode_tensors(ComponentTensors(name, values))
+            return encode_tensors(ComponentTensors(WireName(name), values))
         except LocalProtocolError as error:
             raise Diverged(
                 f"training diverged, and nothing was sent ({error}); ask the federation's operator for a lower "
                 f"training.learning_rate or another wire.dtype than {self._dtype}"
             ) from None
 
-    def _decoded(self, received: Mapping[str, bytes], own: Collection[str]) -> Tensors:
+    def _decoded(self, received: Mapping[ComponentName, bytes], own: Collection[ComponentName]) -> Tensors:
         """The received tensors, which with the device's ``own`` make up its components."""
         if odd := sorted({*received, *own} ^ set(self._shapes)):
             raise TapError(
@@ -158,7 +161,7 @@ class LocalTrainer:
         tensors: Tensors = {}
         for name, data in sorted(received.items()):
             try:
-                decoded = decode_tensors(name, data, shapes=self._shapes[name], dtype=self._dtype)
+                decoded = decode_tensors(WireName(name), data, shapes=self._shapes[name], dtype=self._dtype)
             except NotFinite as error:
                 raise Diverged(f"a value from the coordinator is not finite ({error})") from None
             except RemoteProtocolError as error:
@@ -184,14 +187,14 @@ def build_trainer(config: ClientConfig, federation: FederationConfig) -> LocalTr
     return LocalTrainer(participant, dtype=federation.wire.dtype, shapes=shapes, examples=count_tasks(data))
 
 
-def _shapes_of(components: Tensors) -> dict[str, dict[str, tuple[int, ...]]]:
+def _shapes_of(components: Tensors) -> dict[ComponentName, dict[str, tuple[int, ...]]]:
     return {
         component: {name: tuple(array.shape) for name, array in tensors.items()}
         for component, tensors in components.items()
     }
 
 
-def _require_finite(parameter_set: str, components: Tensors) -> None:
+def _require_finite(parameter_set: ParameterSet, components: Tensors) -> None:
     for component, tensors in sorted(components.items()):
         if not all(np.isfinite(array).all() for array in tensors.values()):
             raise Diverged(f"training diverged (the {parameter_set} {component} has values that are not finite)")

@@ -17,8 +17,10 @@ from edge_client.cache import ComponentCache
 from edge_client.config import ClientConfig
 from edge_client.journal import EXPORTS, Journal, Progress
 from edge_client.private_store import PrivateStore, StoredState
+from protocol.names import Digest
 from tap_core.cohorts import own_values
 from tap_core.errors import Diverged, TapError
+from tap_core.names import ComponentName, TaskName
 from tap_core.settings.federation import FederationConfig
 from tap_core.training.progress import OnProgress
 
@@ -30,42 +32,42 @@ class Given:
     """What the coordinator offers a piece of work to start from: the digest of each owned component's value, and the
     version of each of those that stay at home."""
 
-    digests: Mapping[str, str]
-    home: Mapping[str, int]
+    digests: Mapping[ComponentName, Digest]
+    home: Mapping[ComponentName, int]
 
 
 class Trainer(Protocol):
     """What is needed of the local computation; `edge_client.trainer.LocalTrainer` is the real one."""
 
     @property
-    def examples(self) -> Mapping[str, int]:
+    def examples(self) -> Mapping[TaskName, int]:
         """n_{i,o}: training examples by task."""
 
     @property
-    def components(self) -> tuple[str, ...]:
+    def components(self) -> tuple[ComponentName, ...]:
         """The owned components, sorted."""
 
     def take_part(
         self,
         round_number: int,
-        received: Mapping[str, bytes],
+        received: Mapping[ComponentName, bytes],
         stored: StoredState | None,
         on_progress: OnProgress,
         *,
-        home: Mapping[str, int],
+        home: Mapping[ComponentName, int],
     ) -> tuple[StoredState, Mapping[str, Any]]: ...
 
     def finish(
         self,
-        received: Mapping[str, bytes],
+        received: Mapping[ComponentName, bytes],
         stored: StoredState | None,
         on_progress: OnProgress,
         *,
-        home: Mapping[str, int],
+        home: Mapping[ComponentName, int],
         distilling: bool = True,
-    ) -> tuple[StoredState, Mapping[str, Any], Mapping[str, Any]]: ...
+    ) -> tuple[StoredState, Mapping[TaskName, Any], Mapping[TaskName, Any]]: ...
 
-    def export(self, stored: StoredState, task: str, directory: Path) -> object: ...
+    def export(self, stored: StoredState, task: TaskName, directory: Path) -> object: ...
 
 
 Build = Callable[[FederationConfig], Trainer]
@@ -111,7 +113,7 @@ class Worker:
         """Of the last round that diverged. The same values would lead to the same end again."""
         self._notes: list[str] = []
         self._work: _Work | None = None
-        self._recent: list[set[str]] = []
+        self._recent: list[set[Digest]] = []
 
     @property
     def last_round(self) -> int:
@@ -132,10 +134,10 @@ class Worker:
         """Whether this very work is under way."""
         return self._work is not None and self._work.kind == kind and self._work.given == given
 
-    def received(self, given: Given) -> dict[str, str]:
+    def received(self, given: Given) -> dict[ComponentName, Digest]:
         """Of the offered digests, by component, those that the work needs: at home the device's own value may count."""
         kept, last_round = (
-            (frozenset[str](), -1) if self.state is None else (self.state.home.components, self.last_round)
+            (frozenset[ComponentName](), -1) if self.state is None else (self.state.home.components, self.last_round)
         )
         own = own_values(given.home, kept, last_round)
         return {name: digest for name, digest in given.digests.items() if name not in own}
@@ -251,7 +253,7 @@ class Worker:
         self._store.commit(finished)
         return finished
 
-    def _bytes_of(self, digests: Mapping[str, str]) -> dict[str, bytes]:
+    def _bytes_of(self, digests: Mapping[ComponentName, Digest]) -> dict[ComponentName, bytes]:
         received = {}
         for name, digest in digests.items():
             data = self.cache.get(digest)

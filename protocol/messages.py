@@ -6,7 +6,7 @@ message may follow which is in `states`, and how it becomes bytes is in `codec`.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from protocol.errors import one_line
+from protocol.names import ComponentName, Digest
 
 SUBPROTOCOL = "tap.v1"
 """Name of the WebSocket subprotocol."""
@@ -45,8 +46,8 @@ MAX_ROUND = 2**31 - 1
 MAX_COUNT = 2**53
 
 Name = Annotated[str, Field(strict=True, pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-ComponentName = Annotated[str, Field(strict=True, pattern=r"^[a-z0-9][a-z0-9_/-]{0,191}$")]
-Digest = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{64}$")]
+ComponentField = Annotated[ComponentName, Field(strict=True, pattern=r"^[a-z0-9][a-z0-9_/-]{0,191}$")]
+DigestField = Annotated[Digest, Field(strict=True, pattern=r"^[0-9a-f]{64}$")]
 Code = Annotated[str, Field(strict=True, pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Line = Annotated[str, Field(strict=True, max_length=1024), AfterValidator(one_line)]
 PhaseName = Annotated[str, Field(strict=True, max_length=64), AfterValidator(one_line)]
@@ -57,13 +58,16 @@ Offset = Annotated[int, Field(strict=True, ge=0, lt=MAX_BLOB)]
 Seconds = Annotated[float, Field(strict=True, ge=0, le=1e9, allow_inf_nan=False)]
 
 
+AnyName = TypeVar("AnyName", bound=str)
+
+
 def _fits(settings: str) -> str:
     if len(settings.encode()) > MAX_SETTINGS:
         raise ValueError(f"has more than {MAX_SETTINGS} bytes")
     return settings
 
 
-def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+def _distinct(values: tuple[AnyName, ...]) -> tuple[AnyName, ...]:
     if len(set(values)) != len(values):
         raise ValueError("names a value twice")
     return values
@@ -76,15 +80,15 @@ class _Part(BaseModel):
 class ComponentRef(_Part):
     """One version of a component, named by the digest of its bytes."""
 
-    name: ComponentName = Field(description="Component name, for example `mote/expert/image/shared`.")
+    name: ComponentField = Field(description="Component name, for example `mote/expert/image/shared`.")
     version: Round = Field(description="Rounds that went into it; in an Update, the round itself.")
-    digest: Digest = Field(description="sha256 of the safetensors bytes, in hexadecimal.")
+    digest: DigestField = Field(description="sha256 of the safetensors bytes, in hexadecimal.")
     size: int = Field(strict=True, ge=1, le=MAX_BLOB, description="Number of bytes.")
 
 
 def _consistent(components: tuple[ComponentRef, ...]) -> tuple[ComponentRef, ...]:
     _distinct(tuple(component.name for component in components))
-    sizes: dict[str, int] = {}
+    sizes: dict[Digest, int] = {}
     for component in components:
         if sizes.setdefault(component.digest, component.size) != component.size:
             raise ValueError("gives one digest two sizes")
@@ -105,7 +109,7 @@ class Hello(_Part):
         description="The manifest: n training examples by task. Empty: the device only looks at the settings; it gets "
         "its welcome, does not become a member, and the connection is closed.",
     )
-    foundation: Digest = Field(description="Digest of the frozen weights that the device holds.")
+    foundation: DigestField = Field(description="Digest of the frozen weights that the device holds.")
     schema_version: Round = Field(description="Version of component names, shapes and meanings that the device has.")
 
 
@@ -117,7 +121,7 @@ class Welcome(_Part):
     settings: Annotated[str, Field(strict=True), AfterValidator(_fits)] = Field(
         description="The federation's settings as JSON, 512 KiB at most."
     )
-    owned: Annotated[tuple[ComponentName, ...], Field(max_length=MAX_COMPONENTS), AfterValidator(_distinct)] = Field(
+    owned: Annotated[tuple[ComponentField, ...], Field(max_length=MAX_COMPONENTS), AfterValidator(_distinct)] = Field(
         description="Components that the device owns; no other may be offered in either direction."
     )
 
@@ -147,7 +151,7 @@ class _Offer(_Part):
         return self
 
 
-Home = Annotated[tuple[ComponentName, ...], Field(max_length=MAX_COMPONENTS), AfterValidator(_distinct)]
+Home = Annotated[tuple[ComponentField, ...], Field(max_length=MAX_COMPONENTS), AfterValidator(_distinct)]
 
 
 class Train(_Offer):
@@ -169,7 +173,7 @@ class Fetch(_Part):
 
     type: Literal["fetch"] = "fetch"
     digests: Annotated[
-        tuple[Digest, ...], Field(min_length=1, max_length=MAX_COMPONENTS), AfterValidator(_distinct)
+        tuple[DigestField, ...], Field(min_length=1, max_length=MAX_COMPONENTS), AfterValidator(_distinct)
     ] = Field(description="What to send, all different.")
     offsets: Annotated[tuple[Offset, ...], Field(min_length=1, max_length=MAX_COMPONENTS)] = Field(
         description="Where to start each, in bytes; as many as digests."
@@ -186,7 +190,7 @@ class Chunk(_Part):
     """A piece of a transfer, from either side; the pieces of one transfer come in order and without gaps."""
 
     type: Literal["chunk"] = "chunk"
-    digest: Digest = Field(description="Names the transfer.")
+    digest: DigestField = Field(description="Names the transfer.")
     offset: Offset = Field(description="Where the piece belongs, in bytes.")
     data: Annotated[bytes, Field(strict=True, min_length=1, max_length=CHUNK)] = Field(description="1 byte to 1 MiB.")
 
@@ -196,7 +200,7 @@ class Update(_Part):
 
     type: Literal["update"] = "update"
     round: Round = Field(description="The round of the Train that it answers.")
-    examples: dict[ComponentName, Examples] = Field(
+    examples: dict[ComponentField, Examples] = Field(
         max_length=MAX_COMPONENTS, description="Training examples by component, the weights of the average."
     )
     components: Components = Field(description="The trained components that others share; their version is the round.")
@@ -223,7 +227,7 @@ class Want(_Part):
     """The coordinator asks for one blob of the update, from the offset that it has come to."""
 
     type: Literal["want"] = "want"
-    digest: Digest = Field(description="What to send.")
+    digest: DigestField = Field(description="What to send.")
     offset: Offset = Field(description="Where to start, in bytes.")
 
 
@@ -302,6 +306,6 @@ COORDINATOR_MESSAGES: frozenset[str] = frozenset(
 )
 
 
-def sizes_by_digest(components: Sequence[ComponentRef]) -> dict[str, int]:
+def sizes_by_digest(components: Sequence[ComponentRef]) -> dict[Digest, int]:
     """Number of bytes of each distinct blob among `components`."""
     return {component.digest: component.size for component in components}

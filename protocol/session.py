@@ -46,6 +46,7 @@ from protocol.messages import (
     Welcome,
     sizes_by_digest,
 )
+from protocol.names import ComponentName, Digest
 from protocol.states import Direction, Role, State, next_state
 from protocol.transfer import Incoming, Transfers, pieces
 
@@ -54,7 +55,7 @@ from protocol.transfer import Incoming, Transfers, pieces
 class BlobReceived:
     """A transfer is complete and its bytes have the digest that names it."""
 
-    digest: str
+    digest: Digest
     data: bytes
 
 
@@ -65,7 +66,7 @@ SessionEvent: TypeAlias = AnyMessage | BlobReceived
 class Session:
     """One end of one connection (see the module's text)."""
 
-    def __init__(self, role: Role, *, partial: dict[str, Incoming] | None = None, chunk_size: int = CHUNK) -> None:
+    def __init__(self, role: Role, *, partial: dict[Digest, Incoming] | None = None, chunk_size: int = CHUNK) -> None:
         """Start in `opening`.
 
         Args:
@@ -83,8 +84,8 @@ class Session:
         self._role: Role = role
         self._state: State = "opening"
         self._chunk_size = chunk_size
-        self._owned: frozenset[str] = frozenset()
-        self._home: frozenset[str] = frozenset()
+        self._owned: frozenset[ComponentName] = frozenset()
+        self._home: frozenset[ComponentName] = frozenset()
         self._round = -1
         self._transfers = Transfers({} if partial is None else partial)
 
@@ -93,7 +94,7 @@ class Session:
         return self._state
 
     @property
-    def awaited(self) -> frozenset[str]:
+    def awaited(self) -> frozenset[Digest]:
         """Digests that were announced by `expect` and are not complete."""
         return self._transfers.expected
 
@@ -146,7 +147,7 @@ class Session:
             self._move("send", message, new)
         return data
 
-    def expect(self, digest: str, size: int) -> int:
+    def expect(self, digest: Digest, size: int) -> int:
         """Announce that a blob may arrive. Asking for it is a Fetch (device) or a Want (coordinator).
 
         Args:
@@ -161,7 +162,7 @@ class Session:
         """
         return self._transfers.expect(digest, size)
 
-    def send_blob(self, digest: str, data: Buffer, offset: int = 0) -> Iterator[bytes]:
+    def send_blob(self, digest: Digest, data: Buffer, offset: int = 0) -> Iterator[bytes]:
         """The chunks of a blob that the peer asked for.
 
         Args:
@@ -191,7 +192,7 @@ class Session:
         self._state = "closed"
         self._transfers.end()
 
-    def _chunks(self, digest: str, data: Buffer, offset: int) -> Iterator[bytes]:
+    def _chunks(self, digest: Digest, data: Buffer, offset: int) -> Iterator[bytes]:
         for start, piece in pieces(data, offset, self._chunk_size):
             if self._transfers.next_offset(digest) != start:
                 return

@@ -20,6 +20,7 @@ from safetensors.numpy import save
 
 from protocol.codes import CloseCode
 from protocol.errors import LocalProtocolError, NotFinite, RemoteProtocolError
+from protocol.names import ComponentName, Digest
 
 DTYPES: dict[str, "np.dtype[Any]"] = {
     "float32": np.dtype(np.float32),
@@ -40,11 +41,11 @@ _BLOCK = 1 << 20
 class ComponentTensors:
     """The tensors of one component as they may travel: component name, and arrays by tensor name, all of one dtype."""
 
-    name: str
+    name: ComponentName
     tensors: Mapping[str, NDArray[Any]]
 
 
-def digest_of(data: bytes | bytearray | memoryview) -> str:
+def digest_of(data: bytes | bytearray | memoryview) -> Digest:
     """The name under which bytes travel.
 
     Args:
@@ -53,7 +54,7 @@ def digest_of(data: bytes | bytearray | memoryview) -> str:
     Returns:
         Their sha256 in hexadecimal.
     """
-    return hashlib.sha256(data).hexdigest()
+    return Digest(hashlib.sha256(data).hexdigest())
 
 
 def encode_tensors(component: ComponentTensors) -> bytes:
@@ -100,7 +101,7 @@ def encoded_size_limit(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> int
 
 
 def decode_tensors(
-    name: str, data: bytes | bytearray | memoryview, *, shapes: Mapping[str, tuple[int, ...]], dtype: str
+    name: ComponentName, data: bytes | bytearray | memoryview, *, shapes: Mapping[str, tuple[int, ...]], dtype: str
 ) -> ComponentTensors:
     """The tensors of a component from the bytes of a peer.
 

@@ -12,6 +12,7 @@ from protocol.codec import Buffer
 from protocol.codes import CloseCode
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.messages import CHUNK, Chunk
+from protocol.names import Digest
 
 
 class Incoming:
@@ -20,7 +21,7 @@ class Incoming:
     Memory grows with what has arrived, never with what was only announced.
     """
 
-    def __init__(self, digest: str, size: int) -> None:
+    def __init__(self, digest: Digest, size: int) -> None:
         """Await a blob.
 
         Args:
@@ -93,18 +94,18 @@ class Transfers:
     sent. A request may be called off; chunks that were under way then are dropped.
     """
 
-    def __init__(self, partial: dict[str, Incoming]) -> None:
+    def __init__(self, partial: dict[Digest, Incoming]) -> None:
         self._partial = partial
-        self._offered: dict[str, int] = {}  # digest -> size, of the last offer
+        self._offered: dict[Digest, int] = {}  # digest -> size, of the last offer
         self._offered_by_peer = False
-        self._expected: dict[str, Incoming] = {}  # announced by `expect`, not complete
-        self._requested: set[str] = set()  # asked for by this side, not complete
-        self._late: dict[str, int] = {}  # asked for by this side, called off: digest -> bytes that may still come
-        self._demanded: dict[str, int] = {}  # asked for by the peer: digest -> offset of the next byte to send
-        self._cancelled: set[str] = set()  # asked for by the peer, called off
+        self._expected: dict[Digest, Incoming] = {}  # announced by `expect`, not complete
+        self._requested: set[Digest] = set()  # asked for by this side, not complete
+        self._late: dict[Digest, int] = {}  # asked for by this side, called off: digest -> bytes that may still come
+        self._demanded: dict[Digest, int] = {}  # asked for by the peer: digest -> offset of the next byte to send
+        self._cancelled: set[Digest] = set()  # asked for by the peer, called off
 
     @property
-    def expected(self) -> frozenset[str]:
+    def expected(self) -> frozenset[Digest]:
         return frozenset(self._expected)
 
     @property
@@ -112,7 +113,7 @@ class Transfers:
         """Whether a blob that was asked for is not all there."""
         return bool(self._requested or self._demanded)
 
-    def offer(self, sizes: Mapping[str, int], *, by_peer: bool) -> None:
+    def offer(self, sizes: Mapping[Digest, int], *, by_peer: bool) -> None:
         """Start anew with the blobs of `sizes`. Partial transfers of what the peer no longer offers are dropped."""
         self.end()
         self._offered = dict(sizes)
@@ -121,7 +122,7 @@ class Transfers:
             for digest in [d for d, known in self._partial.items() if sizes.get(d) != known.size]:
                 del self._partial[digest]
 
-    def expect(self, digest: str, size: int) -> int:
+    def expect(self, digest: Digest, size: int) -> int:
         """Make ready for a blob; returns the offset to ask from. Raises LocalProtocolError if it was not offered so."""
         if not self._offered_by_peer or self._offered.get(digest) != size:
             raise LocalProtocolError(f"the peer offered no blob {digest[:12]} of {size} bytes")
@@ -132,7 +133,7 @@ class Transfers:
             self._expected[digest] = known
         return self._expected[digest].offset
 
-    def wrong_request(self, digest: str, offset: int, *, by_peer: bool) -> str | None:
+    def wrong_request(self, digest: Digest, offset: int, *, by_peer: bool) -> str | None:
         """Why the blob cannot be asked for from `offset` on, or None."""
         if by_peer == self._offered_by_peer or offset >= self._offered.get(digest, 0):
             return f"nothing was offered of {digest[:12]} from {offset} on"
@@ -142,7 +143,7 @@ class Transfers:
             return f"expect() did not announce {digest[:12]} from {offset} on"
         return None
 
-    def request(self, digest: str, offset: int, *, by_peer: bool) -> None:
+    def request(self, digest: Digest, offset: int, *, by_peer: bool) -> None:
         """Note a request that is not wrong."""
         if by_peer:
             self._demanded[digest] = offset
@@ -166,19 +167,19 @@ class Transfers:
         self._late[digest] -= len(chunk.data)
         return None
 
-    def is_cancelled(self, digest: str) -> bool:
+    def is_cancelled(self, digest: Digest) -> bool:
         """Whether the peer asked for the blob and then called that off, or the connection ended."""
         return digest in self._cancelled
 
-    def offered_size(self, digest: str) -> int:
+    def offered_size(self, digest: Digest) -> int:
         """Bytes of an offered blob; 0 if it was not offered."""
         return self._offered.get(digest, 0)
 
-    def next_offset(self, digest: str) -> int | None:
+    def next_offset(self, digest: Digest) -> int | None:
         """Offset of the next byte that the peer waits for; None if it waits for none."""
         return self._demanded.get(digest)
 
-    def check_piece(self, digest: str, offset: int, length: int) -> None:
+    def check_piece(self, digest: Digest, offset: int, length: int) -> None:
         """Raises LocalProtocolError unless these bytes are what the peer waits for next."""
         if digest not in self._demanded:
             raise LocalProtocolError(f"the peer did not ask for {digest[:12]}")
@@ -187,7 +188,7 @@ class Transfers:
         if offset + length > self._offered[digest]:
             raise LocalProtocolError(f"{digest[:12]} was offered with {self._offered[digest]} bytes")
 
-    def sent(self, digest: str, offset: int) -> None:
+    def sent(self, digest: Digest, offset: int) -> None:
         """The blob has been sent up to `offset`."""
         if offset == self._offered[digest]:
             del self._demanded[digest]

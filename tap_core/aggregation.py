@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from tap_core.names import DeviceName
 from tap_core.settings.federation import Aggregation
 
 Weighted = tuple[int, Mapping[str, np.ndarray]]
@@ -30,7 +31,7 @@ _BLOCK = 1 << 15
 
 
 def aggregate(
-    updates: Mapping[str, Weighted], dtype: "np.dtype[Any]", how: Aggregation = "mean", trim: float = 0.2
+    updates: Mapping[DeviceName, Weighted], dtype: "np.dtype[Any]", how: Aggregation = "mean", trim: float = 0.2
 ) -> dict[str, np.ndarray]:
     """The next value of one component (see the module's text).
 
@@ -64,7 +65,7 @@ def trimmed(devices: int, trim: float) -> int:
     return 0 if devices < 3 else max(1, int(Fraction(str(trim)) * devices))
 
 
-def _check(device: str, update: Weighted, shapes: Mapping[str, tuple[int, ...]], first: str) -> None:
+def _check(device: DeviceName, update: Weighted, shapes: Mapping[str, tuple[int, ...]], first: DeviceName) -> None:
     count, tensors = update
     if count <= 0:
         raise ValueError(f"device {device!r} reports {count} examples; an update needs one or more")

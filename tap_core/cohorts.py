@@ -9,15 +9,18 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 from tap_core.components import Task, owned_components
+from tap_core.names import ComponentName
 
 
-def federated_components(devices: Iterable[Iterable[Task]], min_cohort: int) -> tuple[str, ...]:
+def federated_components(devices: Iterable[Iterable[Task]], min_cohort: int) -> tuple[ComponentName, ...]:
     """The components that ``min_cohort`` or more devices own, sorted. ``devices``: the tasks of each enrolled one."""
     owners = Counter(name for tasks in devices for name in owned_components(tasks))
     return tuple(sorted(name for name, count in owners.items() if count >= min_cohort))
 
 
-def own_values(home: Mapping[str, int], kept: Collection[str], last_round: int) -> tuple[str, ...]:
+def own_values(
+    home: Mapping[ComponentName, int], kept: Collection[ComponentName], last_round: int
+) -> tuple[ComponentName, ...]:
     """The components at home that start from the device's own value, sorted; any other from the coordinator's.
 
     ``home``: the version that the coordinator has of each component at home; version v holds the rounds before v.

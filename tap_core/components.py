@@ -7,6 +7,8 @@ they cannot disagree about a name (docs/method.md section 8, trap 3). It knows n
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, get_args
 
+from tap_core.names import ComponentName, TaskName
+
 Modality = Literal["image", "text"]
 TaskKind = str
 """The name of a task kind, one of `tap_core.tasks.KINDS`."""
@@ -19,7 +21,7 @@ class Task(Protocol):
     """What this module needs to know of a task: its name, its kind and its input modalities."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> TaskName: ...
 
     @property
     def kind(self) -> TaskKind: ...
@@ -50,31 +52,31 @@ PATHS: tuple[Path, ...] = tuple(Path(a, b) for a in (True, False) for b in (True
 """The four paths, in the order in which the backbone stacks them."""
 
 
-def encoder(modality: str) -> str:
-    return f"encoder/{modality}"
+def encoder(modality: str) -> ComponentName:
+    return ComponentName(f"encoder/{modality}")
 
 
-def mote_attention(a: str) -> str:
-    return f"mote/attention/{a}"
+def mote_attention(a: str) -> ComponentName:
+    return ComponentName(f"mote/attention/{a}")
 
 
-def mote_expert(a: str, b: str) -> str:
-    return f"mote/expert/{a}/{b}"
+def mote_expert(a: str, b: str) -> ComponentName:
+    return ComponentName(f"mote/expert/{a}/{b}")
 
 
-def mome_attention(b: str) -> str:
-    return f"mome/attention/{b}"
+def mome_attention(b: str) -> ComponentName:
+    return ComponentName(f"mome/attention/{b}")
 
 
-def mome_expert(b: str, a: str) -> str:
-    return f"mome/expert/{b}/{a}"
+def mome_expert(b: str, a: str) -> ComponentName:
+    return ComponentName(f"mome/expert/{b}/{a}")
 
 
-def decoder(task_name: str) -> str:
-    return f"decoder/{task_name}"
+def decoder(task_name: TaskName) -> ComponentName:
+    return ComponentName(f"decoder/{task_name}")
 
 
-def family(component: str) -> ComponentFamily:
+def family(component: ComponentName) -> ComponentFamily:
     """The family of a component name, for example ``mote/expert`` of ``mote/expert/image/shared``.
 
     Raises ValueError if the name is not of the form that the functions above make.
@@ -88,7 +90,7 @@ def family(component: str) -> ComponentFamily:
     )
 
 
-def components_of_task(task: Task) -> tuple[str, ...]:
+def components_of_task(task: Task) -> tuple[ComponentName, ...]:
     """Every component that ``task`` uses, sorted (docs/method.md section 3)."""
     names = {decoder(task.name)}
     for modality in task.inputs:
@@ -99,17 +101,17 @@ def components_of_task(task: Task) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def owned_components(tasks: Iterable[Task]) -> tuple[str, ...]:
+def owned_components(tasks: Iterable[Task]) -> tuple[ComponentName, ...]:
     """The components that a device with ``tasks`` owns: the union over its tasks, sorted."""
     return tuple(sorted({name for task in tasks for name in components_of_task(task)}))
 
 
-def examples_per_component(tasks: Iterable[Task], examples: Mapping[str, int]) -> dict[str, int]:
+def examples_per_component(tasks: Iterable[Task], examples: Mapping[TaskName, int]) -> dict[ComponentName, int]:
     """n_{i,r}: for each owned component, the sum of n_{i,o} over the tasks that use it (docs/method.md section 4).
 
     ``examples`` holds n_{i,o}, the number of training examples, by task name.
     """
-    counts: dict[str, int] = {}
+    counts: dict[ComponentName, int] = {}
     for task in tasks:
         for name in components_of_task(task):
             counts[name] = counts.get(name, 0) + examples[task.name]

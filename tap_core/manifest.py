@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import Field
 
 from tap_core.errors import UsageError
+from tap_core.names import ComponentName
 from tap_core.settings.base import Settings
 from tap_core.settings.federation import FederationConfig
 from tap_core.settings.toml import validate
@@ -35,7 +36,7 @@ class FederationManifest(Settings):
     schema_version: int = SCHEMA_VERSION
     config: FederationConfig
     foundation_digest: str = Field(description="Digest of the frozen weights that every device must hold.")
-    components: dict[str, ComponentSpec]
+    components: dict[ComponentName, ComponentSpec]
 
     def save(self, directory: Path) -> None:
         (directory / MANIFEST_NAME).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -26,6 +26,7 @@ TORCH_FREE_CORE = (
     "tap_core.foundations",
     "tap_core.foundations.files",
     "tap_core.manifest",
+    "tap_core.names",
     "tap_core.registry",
     "tap_core.samplers",
     "tap_core.samplers.uniform",
@@ -34,6 +35,7 @@ TORCH_FREE_CORE = (
     "tap_core.settings.toml",
     "tap_core.tasks.base",
     "tap_core.training.optimizer",
+    "tap_core.training.progress",
     "tap_core.triggers.fixed",
     "tap_core.triggers.loss",
 )

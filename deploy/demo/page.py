@@ -28,6 +28,7 @@ from deploy.demo.wording import (
     metric_name,
     words,
 )
+from tap_core.names import DeviceName, TaskName
 from tap_core.tasks import task_kind
 
 PAGE_NAME = "report.html"
@@ -36,12 +37,12 @@ COLUMNS = ("floor", "federated", "stage1", "personal")
 EXAMPLES_SHOWN = 4
 
 
-def write_page(out: Path, report: Report, outcomes: Mapping[str, DeviceOutcome], machine: Machine) -> Path:
+def write_page(out: Path, report: Report, outcomes: Mapping[DeviceName, DeviceOutcome], machine: Machine) -> Path:
     """Write ``out``/report.html, whole or not at all."""
     return write_whole(out / PAGE_NAME, render_page(report, outcomes, machine))
 
 
-def render_page(report: Report, outcomes: Mapping[str, DeviceOutcome], machine: Machine) -> str:
+def render_page(report: Report, outcomes: Mapping[DeviceName, DeviceOutcome], machine: Machine) -> str:
     """The page's HTML."""
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=f"{count_word(len(report.devices))} devices, one federation",
@@ -110,7 +111,7 @@ def _results(report: Report) -> str:
     return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _result_row(task: str, scores: TaskScores) -> str:
+def _result_row(task: TaskName, scores: TaskScores) -> str:
     values = {column: getattr(scores, column) for column in COLUMNS}
     cells = "".join(
         f'<td class="n{" best" if value == scores.best else ""}">{format_score(scores.metric, value)}'
@@ -146,7 +147,7 @@ def _result_note(report: Report) -> str:
     )
 
 
-def _loss_charts(report: Report, outcomes: Mapping[str, DeviceOutcome]) -> Iterable[str]:
+def _loss_charts(report: Report, outcomes: Mapping[DeviceName, DeviceOutcome]) -> Iterable[str]:
     for name, outcome in outcomes.items():
         for task, scores in report.devices[name].tasks.items():
             played = [line for line in outcome.rounds if task in line.federated_loss]
@@ -163,7 +164,7 @@ def _loss_charts(report: Report, outcomes: Mapping[str, DeviceOutcome]) -> Itera
             yield f"<figure><figcaption>{caption}</figcaption>{chart}</figure>"
 
 
-def _strips(report: Report, outcomes: Mapping[str, DeviceOutcome]) -> str:
+def _strips(report: Report, outcomes: Mapping[DeviceName, DeviceOutcome]) -> str:
     rows = []
     for name, device in report.devices.items():
         for task in device.tasks:
@@ -193,7 +194,7 @@ def _traffic(report: Report) -> str:
     return "".join(rows)
 
 
-def _examples(outcomes: Mapping[str, DeviceOutcome]) -> str:
+def _examples(outcomes: Mapping[DeviceName, DeviceOutcome]) -> str:
     parts = []
     for name, outcome in outcomes.items():
         for task, samples in outcome.results.samples.items():

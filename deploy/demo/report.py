@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edge_client.journal import EXPORTS, RESULTS, ROUNDS, read_json, read_rounds
 from tap_core.errors import TapError
 from tap_core.files import new_file
+from tap_core.names import DeviceName, TaskName
 
 REPORT_NAME = "report.json"
 
@@ -58,7 +59,7 @@ class Replacement(_Facts):
     """Whether the trigger of a task fired in a round that the device took part in. Rounds count from 0."""
 
     round: int = Field(ge=0)
-    task: str
+    task: TaskName
     replaced: bool
 
 
@@ -69,14 +70,14 @@ class DeviceReport(_Facts):
     bytes_sent: int = Field(ge=0)
     bytes_received: int = Field(ge=0)
     replacements: tuple[Replacement, ...]
-    tasks: dict[str, TaskScores]
+    tasks: dict[TaskName, TaskScores]
 
 
 class Export(_Facts):
     """An exported model. ``path`` is relative to the report; ``max_abs_diff``: onnxruntime against torch."""
 
-    device: str
-    task: str
+    device: DeviceName
+    task: TaskName
     path: str
     max_abs_diff: float = Field(ge=0)
 
@@ -86,7 +87,7 @@ class Report(_Facts):
 
     seconds: float = Field(ge=0)
     rounds: int = Field(ge=0)
-    devices: dict[str, DeviceReport]
+    devices: dict[DeviceName, DeviceReport]
     exports: tuple[Export, ...]
 
     def scores(self) -> list[TaskScores]:
@@ -113,9 +114,9 @@ class RoundLine(_Read):
     """One line of `rounds.jsonl`; losses are mean training losses per example, by task."""
 
     round: int
-    federated_loss: dict[str, float]
-    personal_loss: dict[str, float]
-    replaced: dict[str, bool] = {}
+    federated_loss: dict[TaskName, float]
+    personal_loss: dict[TaskName, float]
+    replaced: dict[TaskName, bool] = {}
 
 
 class Sample(_Read):
@@ -134,8 +135,8 @@ class DeviceResults(_Read):
     bytes_sent: int
     bytes_received: int
     replacements: tuple[Replacement, ...]
-    tasks: dict[str, TaskScores]
-    samples: dict[str, tuple[Sample, ...]] = {}
+    tasks: dict[TaskName, TaskScores]
+    samples: dict[TaskName, tuple[Sample, ...]] = {}
 
 
 class _Parity(_Read):
@@ -150,7 +151,7 @@ class DeviceOutcome:
 
     results: DeviceResults
     rounds: tuple[RoundLine, ...]
-    exports: Mapping[str, float]
+    exports: Mapping[TaskName, float]
     directory: Path
 
 
@@ -171,14 +172,14 @@ def read_device(state_dir: Path) -> DeviceOutcome:
         raise TapError(f"{path} is missing: the device did not finish; see its log beside it")
     rounds = [_validated(line, RoundLine, state_dir / ROUNDS) for line in read_rounds(state_dir)]
     parities = {
-        path.parent.name: _validated(read_json(path) or {}, _Parity, path).max_abs_diff
+        TaskName(path.parent.name): _validated(read_json(path) or {}, _Parity, path).max_abs_diff
         for path in sorted((state_dir / EXPORTS).glob("*/parity.json"))
     }
     ordered = {line.round: line for line in sorted(rounds, key=lambda line: line.round)}
     return DeviceOutcome(_validated(values, DeviceResults, path), tuple(ordered.values()), parities, state_dir)
 
 
-def build_report(outcomes: Mapping[str, DeviceOutcome], *, out: Path, seconds: float, rounds: int) -> Report:
+def build_report(outcomes: Mapping[DeviceName, DeviceOutcome], *, out: Path, seconds: float, rounds: int) -> Report:
     """The report on devices' outcomes; export paths are relative to ``out``. Raises TapError for a value not finite."""
     devices = {
         name: {

@@ -6,6 +6,7 @@ from typing import Protocol
 from rich.table import Table
 
 from deploy.demo.wording import format_interval, format_score, short_metric_name, words
+from tap_core.names import DeviceName, TaskName
 
 
 class Scores(Protocol):
@@ -27,7 +28,7 @@ class Scores(Protocol):
     def intervals(self) -> Mapping[str, tuple[float, float]]: ...
 
 
-def results_table(devices: Mapping[str, Mapping[str, Scores]]) -> Table:
+def results_table(devices: Mapping[DeviceName, Mapping[TaskName, Scores]]) -> Table:
     """A row per task below its device; the best value in bold, the bootstrap interval of the last."""
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("device and task", overflow="fold")  # a name is wrapped, never cut

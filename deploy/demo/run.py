@@ -24,6 +24,7 @@ from deploy.demo.shards import DATA, DeviceTask, toml_of, write_shards
 from deploy.demo.wording import format_bytes, format_duration
 from edge_client.config import directory_or_hub_id
 from tap_core.errors import TapError, UsageError
+from tap_core.names import DeviceName
 from tap_core.settings.federation import FederationConfig
 from tap_core.settings.toml import load_toml
 
@@ -81,7 +82,7 @@ def run_demo(
             if error.tail:
                 console.print(error.tail, markup=False, highlight=False, soft_wrap=True)
             raise
-    outcomes = {name: read_device(directory) for name, directory in state_dirs.items()}
+    outcomes = {DeviceName(name): read_device(directory) for name, directory in state_dirs.items()}
     seconds = time.monotonic() - began
     report = build_report(outcomes, out=out, seconds=seconds, rounds=config.rounds.total)
     machine = Machine(f"{platform.system()} {platform.machine()}", os.cpu_count() or 1, children.peak_memory)

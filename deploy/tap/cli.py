@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from tap_core.command_line import make_app, one_line_errors, working
+from tap_core.names import DeviceName, TaskName
 
 app = make_app("TAP, Two-Stage Adaptive Personalization: make federations, simulate them, run the demo.")
 foundation_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at pretrained foundations.")
@@ -54,7 +55,7 @@ def simulate(
     from deploy.tap.federations import simulate_federation
     from tap_core.algorithms.participant import RoundOutcome
 
-    def show(number: int, outcomes: Mapping[str, RoundOutcome]) -> None:
+    def show(number: int, outcomes: Mapping[DeviceName, RoundOutcome]) -> None:
         for device, outcome in outcomes.items():
             report = outcome.report
             parts = [
@@ -103,7 +104,7 @@ def info(
         config = example_federation(source)
         if federation is not None:
             config = load_federation(federation).model_copy(update={"foundation": source})
-        names = [name.strip() for name in tasks.split(",")] if tasks else config.tasks
+        names = [TaskName(name.strip()) for name in tasks.split(",")] if tasks else list(config.tasks)
         found = foundation_info(config, config.tasks_named(names))
     typer.echo(json.dumps(found) if as_json else "\n".join(as_lines(found)))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edge_client.config import directory_or_hub_id, load_client_config
 from edge_client.datasets import load_tasks
+from protocol.names import ComponentName as WireName
 from protocol.tensors import ComponentTensors, digest_of, encode_tensors
 from tap_core.algorithms.base import on_wire
 from tap_core.algorithms.participant import Participant, RoundOutcome
@@ -17,6 +18,7 @@ from tap_core.foundations import load_foundation
 from tap_core.foundations.files import foundation_digest
 from tap_core.manifest import COMPONENTS_DIRECTORY, ComponentSpec, FederationManifest, without_path
 from tap_core.model.tap_model import Tensors, build_model
+from tap_core.names import DeviceName
 from tap_core.settings.federation import FederationConfig
 from tap_core.settings.toml import load_toml
 from tap_core.simulation.in_process import SimulationResult, simulate
@@ -48,7 +50,7 @@ def init_federation(path: Path, directory: Path) -> FederationManifest:
         (partial / COMPONENTS_DIRECTORY).mkdir()
         specs = {}
         for name, tensors in version_0(config).items():
-            data = encode_tensors(ComponentTensors(name, tensors))
+            data = encode_tensors(ComponentTensors(WireName(name), tensors))
             component = digest_of(data)
             (partial / COMPONENTS_DIRECTORY / f"{component}.safetensors").write_bytes(data)
             shapes = {key: tuple(value.shape) for key, value in tensors.items()}
@@ -73,10 +75,10 @@ def find_devices(directory: Path, federation: Path) -> list[Path]:
     return found
 
 
-def load_participants(config: FederationConfig, paths: list[Path]) -> dict[str, Participant]:
+def load_participants(config: FederationConfig, paths: list[Path]) -> dict[DeviceName, Participant]:
     """One participant for each client.toml, over one copy of the frozen weights. Raises UsageError in one line."""
     foundation = load_foundation(config.foundation)
-    participants: dict[str, Participant] = {}
+    participants: dict[DeviceName, Participant] = {}
     for path in paths:
         client = load_client_config(path)
         if client.federation != config.name:
@@ -91,7 +93,7 @@ def load_participants(config: FederationConfig, paths: list[Path]) -> dict[str, 
 
 
 def simulate_federation(
-    path: Path, devices: Path, on_round: Callable[[int, Mapping[str, RoundOutcome]], None] | None = None
+    path: Path, devices: Path, on_round: Callable[[int, Mapping[DeviceName, RoundOutcome]], None] | None = None
 ) -> tuple[FederationConfig, SimulationResult]:
     """The whole algorithm in this process, on the devices' own files."""
     config = load_federation(path)

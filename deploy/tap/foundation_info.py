@@ -30,6 +30,7 @@ from tap_core.foundations.base import Foundation
 from tap_core.model.adapters import PARAMETER_SETS, adapter_name
 from tap_core.model.tap_model import TapModel
 from tap_core.model.transformer import attend, transform
+from tap_core.names import ComponentName, TaskName
 from tap_core.settings.federation import FederationConfig, TaskConfig
 from tap_core.tasks.batch import TaskBatch
 from tap_core.training.batches import task_shares
@@ -54,7 +55,7 @@ EXAMPLE_TASKS: dict[str, dict[str, Any]] = {
 class Estimate:
     """Of one device in training. ``examples``: of a batch, by task; ``operations``: additions and multiplications."""
 
-    examples: dict[str, int]
+    examples: dict[TaskName, int]
     text_tokens: int
     memory_bytes: int
     operations: int
@@ -76,7 +77,7 @@ def foundation_info(config: FederationConfig, tasks: Sequence[TaskConfig]) -> di
     model = TapModel(config, tasks, foundation)
     trainable = {name: 0 for name in owned_components(tasks)}
     for key, parameter in model.trainable("federated").items():
-        trainable[key.split(":")[0]] += parameter.numel()
+        trainable[ComponentName(key.split(":")[0])] += parameter.numel()
     frozen = frozen_values(model)
     total, width = sum(trainable.values()), DTYPES[config.wire.dtype].itemsize
     return {

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from tap_core.examples import Example, TaskData
 from tap_core.model.adapters import ParameterSet
 from tap_core.model.tap_model import TapModel, Tensors
+from tap_core.names import ComponentName, DeviceName, TaskName
 from tap_core.seeds import derive_seed
 from tap_core.settings.federation import FederationConfig, TaskConfig, WireDtype
 from tap_core.training.loop import Extra, TrainingPhase, train
@@ -38,13 +39,13 @@ class DeviceState:
 
     round: int
     personal: Tensors
-    federated_loss: dict[str, float]
-    personal_loss: dict[str, float]
+    federated_loss: dict[TaskName, float]
+    personal_loss: dict[TaskName, float]
     finished: bool = False
     home: Tensors = field(default_factory=dict)
 
     @classmethod
-    def initial(cls, tasks: Iterable[str]) -> "DeviceState":
+    def initial(cls, tasks: Iterable[TaskName]) -> "DeviceState":
         """The state before the first participation.
 
         Args:
@@ -62,9 +63,9 @@ class Local:
     """One device: who it is, its model, its examples and its machine. ``data``: examples by task, sorted by name."""
 
     config: FederationConfig
-    device: str
+    device: DeviceName
     model: TapModel
-    data: Mapping[str, TaskData]
+    data: Mapping[TaskName, TaskData]
     accelerator: Accelerator
     on_progress: OnProgress | None = None
     resources: Resources | None = None
@@ -74,7 +75,7 @@ class Local:
         return self.config.tasks_named(self.data)
 
     @property
-    def train_examples(self) -> dict[str, Sequence[Example]]:
+    def train_examples(self) -> dict[TaskName, Sequence[Example]]:
         return {name: self.data[name].train for name in sorted(self.data)}
 
     def train(
@@ -85,7 +86,7 @@ class Local:
         steps: int,
         learning_rate: float,
         extra: Extra | None = None,
-    ) -> dict[str, float]:
+    ) -> dict[TaskName, float]:
         """One phase of training of one set.
 
         Args:
@@ -126,10 +127,10 @@ class Part:
 
     trained: Tensors
     personal: Tensors
-    federated_loss: dict[str, float]
-    personal_loss: dict[str, float]
-    replaced: dict[str, bool] = field(default_factory=dict)
-    replaced_components: tuple[str, ...] = ()
+    federated_loss: dict[TaskName, float]
+    personal_loss: dict[TaskName, float]
+    replaced: dict[TaskName, bool] = field(default_factory=dict)
+    replaced_components: tuple[ComponentName, ...] = ()
 
 
 class Algorithm(ABC):
@@ -138,7 +139,7 @@ class Algorithm(ABC):
     def __init__(self, config: FederationConfig) -> None:
         self.config = config
 
-    def init(self, tasks: Iterable[str]) -> DeviceState:
+    def init(self, tasks: Iterable[TaskName]) -> DeviceState:
         """A device's state before its first participation.
 
         Args:

@@ -19,7 +19,9 @@ from tap_core.algorithms.base import DeviceState, Local, on_wire
 from tap_core.cohorts import own_values
 from tap_core.components import examples_per_component
 from tap_core.examples import Example, TaskData
+from tap_core.model.adapters import ParameterSet
 from tap_core.model.tap_model import TapModel, Tensors
+from tap_core.names import ComponentName, DeviceName, TaskName
 from tap_core.settings.federation import FederationConfig, TaskConfig
 from tap_core.settings.runtime import Runtime
 from tap_core.tasks import task_kind
@@ -37,7 +39,7 @@ class LocalUpdate:
     """What a device uploads: its federated components in the wire's dtype and n_{i,r} for each of them."""
 
     round: int
-    examples: dict[str, int]
+    examples: dict[ComponentName, int]
     components: Tensors
 
 
@@ -46,10 +48,10 @@ class RoundReport:
     """What happened in a round, for the device's own eyes: losses are mean training losses per example by task."""
 
     round: int
-    federated_loss: dict[str, float]
-    personal_loss: dict[str, float]
-    replaced: dict[str, bool]
-    replaced_components: tuple[str, ...]
+    federated_loss: dict[TaskName, float]
+    personal_loss: dict[TaskName, float]
+    replaced: dict[TaskName, bool]
+    replaced_components: tuple[ComponentName, ...]
     seconds: float
 
 
@@ -82,8 +84,8 @@ class TaskResult:
 @dataclass(frozen=True)
 class FinishOutcome:
     state: DeviceState
-    results: dict[str, TaskResult]
-    samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    results: dict[TaskName, TaskResult]
+    samples: dict[TaskName, list[dict[str, Any]]] = field(default_factory=dict)
     """By task: input (text, or image as a data URI, or both), target, federated and personal output."""
 
 
@@ -93,9 +95,9 @@ class Participant:
     def __init__(
         self,
         config: FederationConfig,
-        device: str,
+        device: DeviceName,
         model: TapModel,
-        data: Mapping[str, TaskData],
+        data: Mapping[TaskName, TaskData],
         runtime: Runtime | None = None,
         private: Path | None = None,
     ) -> None:
@@ -123,7 +125,7 @@ class Participant:
             model.preprocessor.fit(task, data[task.name].train)
 
     @property
-    def examples(self) -> dict[str, int]:
+    def examples(self) -> dict[TaskName, int]:
         """n_{i,o}, training examples by task."""
         return {name: len(self.data[name].train) for name in sorted(self.data)}
 
@@ -138,7 +140,7 @@ class Participant:
         state: DeviceState,
         on_progress: OnProgress | None = None,
         *,
-        home: Mapping[str, int] | None = None,
+        home: Mapping[ComponentName, int] | None = None,
     ) -> RoundOutcome:
         """Steps 1 to 5 of a round of stage 1.
 
@@ -186,7 +188,7 @@ class Participant:
         on_progress: OnProgress | None = None,
         *,
         distilling: bool = True,
-        home: Mapping[str, int] | None = None,
+        home: Mapping[ComponentName, int] | None = None,
     ) -> FinishOutcome:
         """Stage 2 and the measurements on the test split.
 
@@ -212,7 +214,7 @@ class Participant:
 
         settings = self.config.evaluation
 
-        def scores(parameter_set: Any) -> dict[str, Score]:
+        def scores(parameter_set: ParameterSet) -> dict[TaskName, Score]:
             return {
                 t.name: evaluate(self.model, parameter_set, t, self.data[t.name].test, accelerator, settings)
                 for t in measured
@@ -220,7 +222,7 @@ class Participant:
 
         chosen = {task.name: _spread(self.data[task.name].test, SAMPLES) for task in measured}
 
-        def outputs(parameter_set: Any) -> dict[str, list[str]]:
+        def outputs(parameter_set: ParameterSet) -> dict[TaskName, list[str]]:
             return {t.name: samples(self.model, parameter_set, t, chosen[t.name], accelerator) for t in measured}
 
         federated, federated_outputs, stage1 = scores("federated"), outputs("federated"), scores("personal")
@@ -280,7 +282,7 @@ class Participant:
         return Local(self.config, self.device, self.model, self.data, accelerator, on_progress, self.resources)
 
 
-def starting_values(received: Tensors, state: DeviceState, home: Mapping[str, int]) -> Tensors:
+def starting_values(received: Tensors, state: DeviceState, home: Mapping[ComponentName, int]) -> Tensors:
     """What w_i starts from: of components at home the device's own value where it counts, of others what came."""
     return {**received, **{name: state.home[name] for name in own_values(home, state.home, state.round)}}
 

@@ -18,6 +18,7 @@ from tap_core.examples import Example
 from tap_core.model.adapters import ParameterSet
 from tap_core.model.dropout import without_dropout
 from tap_core.model.tap_model import TapModel
+from tap_core.names import TaskName
 from tap_core.settings.federation import FederationConfig, TaskConfig
 from tap_core.tasks import task_kind
 from tap_core.tasks.batch import TaskBatch
@@ -64,7 +65,9 @@ class Tap(Algorithm):
         train("federated", "teacher", "stage 2")
         train("personal", "student", "stage 2", extra=teaching(local.model, self.config, local.accelerator))
 
-    def _fires(self, local: Local, task: TaskConfig, federated_loss: Mapping[str, float], state: DeviceState) -> bool:
+    def _fires(
+        self, local: Local, task: TaskConfig, federated_loss: Mapping[TaskName, float], state: DeviceState
+    ) -> bool:
         """R[o]. A history of infinity is that of a device which has not taken part yet."""
         if state.personal_loss[task.name] == math.inf:
             return math.isfinite(federated_loss[task.name])

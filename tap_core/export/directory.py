@@ -18,6 +18,7 @@ from tap_core.export.graphs import difference, write_graphs
 from tap_core.files import new_directory
 from tap_core.model.adapters import ParameterSet
 from tap_core.model.tap_model import TapModel
+from tap_core.names import TaskName
 from tap_core.settings.federation import TaskConfig
 from tap_core.tasks import task_kind
 
@@ -29,7 +30,7 @@ PARITY_EXAMPLES = 8
 
 def export_task(
     model: TapModel,
-    task_name: str,
+    task_name: TaskName,
     directory: Path,
     examples: Sequence[Example],
     parameter_set: ParameterSet = "personal",

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from tap_core.model.dropout import is_off, kept
 from tap_core.model.products import Frozen, LowRank, products
+from tap_core.names import ComponentName
 from tap_core.settings.federation import LoraRank
 
 ParameterSet = Literal["federated", "personal"]
@@ -39,11 +40,11 @@ def share_frozen(module: M) -> M:
     return copy.deepcopy(module, memo=shared)
 
 
-def adapter_name(parameter_set: ParameterSet, component: str) -> str:
+def adapter_name(parameter_set: ParameterSet, component: ComponentName) -> str:
     return f"{parameter_set}:{component}"
 
 
-def add_adapters(root: nn.Module, component: str, targets: str, rank: LoraRank, dropout: float) -> None:
+def add_adapters(root: nn.Module, component: ComponentName, targets: str, rank: LoraRank, dropout: float) -> None:
     """Give the linear layers of ``root`` whose names match the expression ``targets`` an adapter for each set."""
     for parameter_set in PARAMETER_SETS:
         config = PeftLoraConfig(r=rank.rank, lora_alpha=rank.alpha, lora_dropout=dropout, target_modules=targets)
@@ -52,7 +53,9 @@ def add_adapters(root: nn.Module, component: str, targets: str, rank: LoraRank, 
             inject_adapter_in_model(config, root, adapter_name=adapter_name(parameter_set, component))
 
 
-def adapter_parameters(root: nn.Module, parameter_set: ParameterSet, component: str) -> dict[str, nn.Parameter]:
+def adapter_parameters(
+    root: nn.Module, parameter_set: ParameterSet, component: ComponentName
+) -> dict[str, nn.Parameter]:
     """The A (r, in) and B (out, r) of one component in one set, named by the layers that they adapt."""
     name = adapter_name(parameter_set, component)
     found: dict[str, nn.Parameter] = {}

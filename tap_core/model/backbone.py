@@ -26,6 +26,7 @@ from tap_core.foundations.base import Blocks
 from tap_core.model.adapters import ParameterSet, adapter_name, add_adapters, share_frozen
 from tap_core.model.recompute import run
 from tap_core.model.transformer import attend, transform
+from tap_core.names import ComponentName
 from tap_core.settings.federation import LoraConfig
 
 TARGETS = {
@@ -40,7 +41,9 @@ TARGETS = {
 class Backbone(nn.Module):
     """2L frozen layers and the adapters of the given components."""
 
-    def __init__(self, blocks: Blocks, stage_layers: int, components: Sequence[str], lora: LoraConfig) -> None:
+    def __init__(
+        self, blocks: Blocks, stage_layers: int, components: Sequence[ComponentName], lora: LoraConfig
+    ) -> None:
         """Raises ValueError if there are fewer than ``2 * stage_layers`` layers."""
         super().__init__()
         if len(blocks) < 2 * stage_layers:

@@ -17,13 +17,14 @@ from tap_core.model import adapters
 from tap_core.model.adapters import PARAMETER_SETS, ParameterSet
 from tap_core.model.backbone import Backbone
 from tap_core.model.encoders import AdaptedEncoder, AdaptedEncoders
+from tap_core.names import ComponentName, TaskName
 from tap_core.seeds import derive_seed
 from tap_core.settings.federation import FederationConfig, TaskConfig
 from tap_core.tasks import task_kind
 from tap_core.tasks.batch import TaskBatch
 from tap_core.tasks.decoders import HeadSizes, TextDecoder, Tokens, pool
 
-Tensors = dict[str, dict[str, np.ndarray]]
+Tensors = dict[ComponentName, dict[str, np.ndarray]]
 """Component name to tensor name to array."""
 
 
@@ -62,7 +63,7 @@ class TapModel(nn.Module):
             for parameter_set in PARAMETER_SETS
         }
 
-    def _find_parameters(self, parameter_set: ParameterSet, component: str) -> dict[str, nn.Parameter]:
+    def _find_parameters(self, parameter_set: ParameterSet, component: ComponentName) -> dict[str, nn.Parameter]:
         match family(component):
             case "encoder":
                 return self.encoders[component.split("/")[1]].parameters_of(parameter_set)
@@ -76,7 +77,7 @@ class TapModel(nn.Module):
         named = {f"{c}:{n}": p for c, group in self._parameters_of[parameter_set].items() for n, p in group.items()}
         return dict(sorted(named.items()))
 
-    def state(self, parameter_set: ParameterSet, components: Iterable[str] | None = None) -> Tensors:
+    def state(self, parameter_set: ParameterSet, components: Iterable[ComponentName] | None = None) -> Tensors:
         """float32 copies of the set's components (all of them by default)."""
         names = self.components if components is None else components
         groups = self._parameters_of[parameter_set]
@@ -165,7 +166,7 @@ class TapModel(nn.Module):
         """The output of ``decode`` for a batch of one task, through the components of one set."""
         return self.decode(batch.task, self.encode(batch, parameter_set), batch.target, parameter_set)
 
-    def decoder(self, task_name: str, parameter_set: ParameterSet) -> nn.Module:
+    def decoder(self, task_name: TaskName, parameter_set: ParameterSet) -> nn.Module:
         return self.decoders[adapters.adapter_name(parameter_set, decoder(task_name))]
 
 

@@ -7,11 +7,12 @@ the simulator and the coordinator both call it, and a run must be repeatable.
 
 from collections.abc import Callable, Sequence
 
+from tap_core.names import DeviceName
 from tap_core.registry import Registry
 
 __all__ = ["SAMPLERS", "Sampler"]
 
-Sampler = Callable[[int, int, int, Sequence[str], int], tuple[str, ...]]
+Sampler = Callable[[int, int, int, Sequence[DeviceName], int], tuple[DeviceName, ...]]
 
 SAMPLERS: Registry[Sampler] = Registry("sampler", "tap_edge.samplers")
 SAMPLERS.add("uniform", "tap_core.samplers.uniform:sample_devices")

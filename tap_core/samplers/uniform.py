@@ -3,10 +3,13 @@
 import random
 from collections.abc import Sequence
 
+from tap_core.names import DeviceName
 from tap_core.seeds import derive_seed
 
 
-def sample_devices(seed: int, round_number: int, attempt: int, roster: Sequence[str], count: int) -> tuple[str, ...]:
+def sample_devices(
+    seed: int, round_number: int, attempt: int, roster: Sequence[DeviceName], count: int
+) -> tuple[DeviceName, ...]:
     """``count`` distinct devices of ``roster`` (all, if it has fewer) for one attempt at a round, sorted by name.
 
     Depends on the names in the roster and not on their order: the order of arrival must not change a run.

@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from tap_core.names import TaskName
 from tap_core.settings.federation import FederationConfig, PerKind
 from tap_core.tasks import KINDS
 
@@ -23,7 +24,7 @@ connects. What the quantities do is in [the method](method.md); the settings of 
 those of the service in [operator.md](operator.md).
 """
 
-WORDS: dict[Any, str] = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+WORDS: dict[Any, str] = {int: "whole number", float: "number", str: "text", TaskName: "text", bool: "true or false"}
 BOUNDS = {"ge": "{} or more", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
 
 

@@ -5,7 +5,7 @@ It knows the file format and the limits of each value. It does not know tensors,
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
@@ -13,9 +13,10 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 from tap_core.algorithms import ALGORITHMS
 from tap_core.components import Modality
 from tap_core.errors import UsageError
+from tap_core.names import TaskName
 from tap_core.registry import Registry
 from tap_core.samplers import SAMPLERS
-from tap_core.settings.base import Name, Settings
+from tap_core.settings.base import Name, Settings, TaskField
 from tap_core.tasks import KINDS, task_kind
 from tap_core.triggers import DECISIONS, INDICATORS
 
@@ -46,7 +47,7 @@ KindName = Annotated[str, _one_of(KINDS)]
 class TaskConfig(Settings):
     """One task of the federation: t(o), M(o) and what its decoder must put out."""
 
-    name: Name = Field(description="Filled in from the table's name.")
+    name: TaskField = Field(description="Filled in from the table's name.")
     kind: KindName = Field(description="What the task is: a name of `tap_core.tasks.KINDS`.")
     inputs: Annotated[tuple[Modality, ...], AfterValidator(_distinct)] = Field(
         min_length=1, description="Modalities of its examples: image, text or both."
@@ -310,7 +311,7 @@ class FederationConfig(Settings):
     algorithm: Annotated[str, _one_of(ALGORITHMS)] = Field(
         default="tap", description="What devices do in a round and at the end."
     )
-    tasks: dict[Name, TaskConfig] = Field(min_length=1, description="The tasks by name.")
+    tasks: dict[TaskField, TaskConfig] = Field(min_length=1, description="The tasks by name.")
     model: ModelConfig = Field(default=ModelConfig(), description="Sizes of what is built around the frozen encoders.")
     lora: LoraConfig = Field(default=LoraConfig(), description="Ranks of the adapters and their dropout.")
     rounds: RoundsConfig = Field(
@@ -332,7 +333,7 @@ class FederationConfig(Settings):
             return {**values, "tasks": tasks}
         return values
 
-    def tasks_named(self, names: Any) -> tuple[TaskConfig, ...]:
+    def tasks_named(self, names: Iterable[TaskName]) -> tuple[TaskConfig, ...]:
         """Some of the federation's tasks.
 
         Args:

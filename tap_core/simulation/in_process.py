@@ -12,6 +12,7 @@ from tap_core.algorithms.base import WIRE_DTYPES
 from tap_core.algorithms.participant import FinishOutcome, Participant, RoundOutcome
 from tap_core.cohorts import federated_components
 from tap_core.model.tap_model import Tensors
+from tap_core.names import ComponentName, DeviceName
 from tap_core.samplers import SAMPLERS
 from tap_core.settings.federation import FederationConfig
 
@@ -26,16 +27,16 @@ class SimulationResult:
     """
 
     components: Tensors
-    devices: dict[str, FinishOutcome]
+    devices: dict[DeviceName, FinishOutcome]
 
 
 def simulate(
     config: FederationConfig,
-    participants: Mapping[str, Participant],
+    participants: Mapping[DeviceName, Participant],
     components: Tensors,
     *,
-    on_round: Callable[[int, Mapping[str, RoundOutcome]], None] | None = None,
-    enrolled: Callable[[int], Collection[str]] | None = None,
+    on_round: Callable[[int, Mapping[DeviceName, RoundOutcome]], None] | None = None,
+    enrolled: Callable[[int], Collection[DeviceName]] | None = None,
 ) -> SimulationResult:
     """Run every round and stage 2.
 
@@ -57,12 +58,12 @@ def simulate(
     W, versions = dict(components), dict.fromkeys(components, 0)
     states = {device: p.initial_state() for device, p in participants.items()}
     sample = SAMPLERS.named(config.rounds.sampler)
-    members, home = sorted(participants), dict[str, int]()
+    members, home = sorted(participants), dict[ComponentName, int]()
     for t in range(config.rounds.total):
         if enrolled is not None:
             members = sorted(enrolled(t))
         home = at_home(versions, (participants[i] for i in members), config.rounds.min_cohort)
-        outcomes: dict[str, RoundOutcome] = {}
+        outcomes: dict[DeviceName, RoundOutcome] = {}
         for i in sample(config.seed, t, 0, members, config.rounds.clients_per_round):
             p = participants[i]
             outcomes[i] = p.take_part(t, owned(W, p), states[i], home=owned(home, p))
@@ -76,18 +77,20 @@ def simulate(
     return SimulationResult(W, finished)
 
 
-def owned(values: Mapping[str, Value], participant: Participant) -> dict[str, Value]:
+def owned(values: Mapping[ComponentName, Value], participant: Participant) -> dict[ComponentName, Value]:
     """Of values by component those of the components that a device owns."""
     return {r: values[r] for r in participant.model.components if r in values}
 
 
-def at_home(versions: Mapping[str, int], participants: Iterable[Participant], min_cohort: int) -> dict[str, int]:
+def at_home(
+    versions: Mapping[ComponentName, int], participants: Iterable[Participant], min_cohort: int
+) -> dict[ComponentName, int]:
     """The components that stay at home while these devices are enrolled, each with its version."""
     federated = federated_components((participant.tasks for participant in participants), min_cohort)
     return {r: version for r, version in versions.items() if r not in federated}
 
 
-def next_components(W: Tensors, outcomes: Mapping[str, RoundOutcome], config: FederationConfig) -> Tensors:
+def next_components(W: Tensors, outcomes: Mapping[DeviceName, RoundOutcome], config: FederationConfig) -> Tensors:
     """The components that the round changes: W_r <- the aggregate over S_r (`aggregation`), if S_r is large enough."""
     rounds, changed = config.rounds, Tensors()
     for r in sorted(W):

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from tap_core.names import TaskName
 from tap_core.seeds import derive_seed
 from tap_core.settings.federation import Shares
 
@@ -16,8 +17,8 @@ E = TypeVar("E")
 
 
 def mixed_batches(
-    data: Mapping[str, Sequence[E]], batch_size: int, seed: int, shares: Shares = "proportional"
-) -> Iterator[dict[str, list[E]]]:
+    data: Mapping[TaskName, Sequence[E]], batch_size: int, seed: int, shares: Shares = "proportional"
+) -> Iterator[dict[TaskName, list[E]]]:
     """Endless batches that mix the tasks: each task has its share of ``batch_size`` (`task_shares`) in every batch.
 
     A task's examples come in a seeded order that does not depend on the other tasks, each once before any comes twice.
@@ -29,7 +30,7 @@ def mixed_batches(
         yield {name: [data[name][next(streams[name])] for _ in range(sizes[name])] for name in names}
 
 
-def task_shares(examples: Mapping[str, int], batch_size: int, shares: Shares) -> dict[str, int]:
+def task_shares(examples: Mapping[TaskName, int], batch_size: int, shares: Shares) -> dict[TaskName, int]:
     """How many of a batch's examples each task has, one at the least.
 
     ``examples``: n_{i,o} by task. Proportional shares are quotas batch_size * n_{i,o} / sum n_{i,o}, rounded by the
@@ -38,7 +39,7 @@ def task_shares(examples: Mapping[str, int], batch_size: int, shares: Shares) ->
     """
     weights = dict(sorted(examples.items())) if shares == "proportional" else dict.fromkeys(sorted(examples), 1)
     size = max(batch_size, len(weights))
-    sizes: dict[str, int] = {}
+    sizes: dict[TaskName, int] = {}
     while small := [name for name, n in weights.items() if n * size < sum(weights.values())]:
         sizes |= dict.fromkeys(small, 1)
         size -= len(small)

@@ -17,6 +17,7 @@ from tap_core.examples import Example
 from tap_core.model.adapters import ParameterSet
 from tap_core.model.dropout import examples_from
 from tap_core.model.tap_model import TapModel
+from tap_core.names import TaskName
 from tap_core.settings.federation import TrainingConfig
 from tap_core.tasks import task_kind
 from tap_core.tasks.batch import TaskBatch
@@ -43,7 +44,7 @@ class TrainingPhase:
 def train(
     model: TapModel,
     parameter_set: ParameterSet,
-    data: Mapping[str, Sequence[Example]],
+    data: Mapping[TaskName, Sequence[Example]],
     settings: TrainingConfig,
     phase: TrainingPhase,
     accelerator: Accelerator,
@@ -51,7 +52,7 @@ def train(
     extra: Extra | None = None,
     on_progress: OnProgress | None = None,
     resources: Resources | None = None,
-) -> dict[str, float]:
+) -> dict[TaskName, float]:
     """Train one parameter set; returns the mean training loss per example by task, h[o], without ``extra``.
 
     ``data``: training examples by task. Each step minimises the mean loss over the batch's examples, whatever their

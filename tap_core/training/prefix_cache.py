@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tap_core.components import Modality
 from tap_core.model.tap_model import TapModel
+from tap_core.names import TaskName
 from tap_core.tasks.batch import TaskBatch
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class PrefixCache:
         ``limit_mb`` megabytes nothing is kept: it is computed each time."""
         self._directory = directory if directory is not None and directory.is_dir() else None
         self._left = limit_mb * MEGABYTE
-        self._kept: dict[tuple[str, str], _Rows] = {}
+        self._kept: dict[tuple[TaskName, Modality], _Rows] = {}
 
     def complete(self, model: TapModel, batch: TaskBatch, examples: Sequence[int]) -> TaskBatch:
         """The batch with the prefixes of the task's inputs, if their encoders have untrained layers. ``examples``: the
@@ -63,7 +64,7 @@ class PrefixCache:
             whole[position, : len(row)] = row
         return whole.to(batch.target.device)
 
-    def _keep(self, model: TapModel, task: str, modality: str, number: int, row: Tensor) -> None:
+    def _keep(self, model: TapModel, task: TaskName, modality: Modality, number: int, row: Tensor) -> None:
         longest = len(row) if modality == "image" else model.preprocessor.text_length
         if self._left < longest * row.shape[1] * 4:
             return
