@@ -83,8 +83,8 @@ def family(component: ComponentName) -> ComponentFamily:
     """
     for known in get_args(ComponentFamily):
         if component.startswith(f"{known}/"):
-            found: ComponentFamily = known
-            return found
+            name: ComponentFamily = known
+            return name
     raise ValueError(
         f"{component!r} is not a component name; expected one of {', '.join(get_args(ComponentFamily))}/..."
     )

@@ -39,8 +39,8 @@ class Registry(Mapping[str, T], Generic[T]):
             module, _, attribute = thing.partition(":")
             thing = getattr(import_module(module), attribute)
             self._found[name] = thing
-        found: T = thing
-        return found
+        imported: T = thing
+        return imported
 
     def __iter__(self) -> Iterator[str]:
         self._look()

@@ -260,19 +260,19 @@ class Participant:
             main.name,
             main.higher_is_better,
             n_test=len(data.test),
-            **{name: found.main for name, found in every.items()},
+            **{name: score.main for name, score in every.items()},
             floor_answer=answer,
-            intervals={name: found.interval for name, found in every.items()},
+            intervals={name: score.interval for name, score in every.items()},
             metrics={
-                metric: {name: found.values[metric] for name, found in every.items()} for metric in constant.values
+                metric: {name: score.values[metric] for name, score in every.items()} for metric in constant.values
             },
         )
 
     def _shown_example(self, task: TaskConfig, example: Example) -> dict[str, Any]:
         preprocessor, target = self.model.preprocessor, example.target
-        given = {"image": None if example.image is None else data_uri(example.image), "text": example.text}
+        inputs = {"image": None if example.image is None else data_uri(example.image), "text": example.text}
         return {
-            "input": {key: value for key, value in given.items() if value is not None},
+            "input": {key: value for key, value in inputs.items() if value is not None},
             "target": data_uri(target) if isinstance(target, np.ndarray) else shown(preprocessor, task, target),
         }
 

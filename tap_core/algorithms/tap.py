@@ -84,13 +84,13 @@ class Tap(Algorithm):
         self, local: Local, parameter_set: ParameterSet, task: TaskConfig, examples: Sequence[Example]
     ) -> np.ndarray:
         local.model.eval()
-        found = []
+        parts = []
         for start in range(0, len(examples), BATCH):
             rows = [examples[i] for i in range(start, min(start + BATCH, len(examples)))]
             batch = local.model.preprocessor.batch(task, rows).to(local.accelerator.device)
             with torch.no_grad(), local.accelerator.autocast():
-                found.append(self.indicator.scores(local.model, parameter_set, batch).double().cpu().numpy())
-        return np.concatenate(found) if found else np.empty(0)
+                parts.append(self.indicator.scores(local.model, parameter_set, batch).double().cpu().numpy())
+        return np.concatenate(parts) if parts else np.empty(0)
 
 
 def teaching(model: TapModel, config: FederationConfig, accelerator: Accelerator) -> Extra:

@@ -124,8 +124,8 @@ def difference(model: TapModel, batch: TaskBatch, directory: Path, parameter_set
         expected = model(batch, parameter_set).float().numpy()
     inputs = {name: tensor.numpy() for name, tensor in _inputs(batch).items()}
     if not task_kind(batch.task.kind).generates_text:
-        (given,) = _session(directory / "model.onnx").run(None, inputs)
-        return float(np.abs(given - expected).max())
+        (actual,) = _session(directory / "model.onnx").run(None, inputs)
+        return float(np.abs(actual - expected).max())
     memory, mask = _session(directory / "encoder.onnx").run(None, inputs)
     step = _session(directory / "step.onnx")
     cache = {i.name: (i.shape[0], batch.size, i.shape[2], 0, i.shape[4]) for i in step.get_inputs() if "past" in i.name}

@@ -104,24 +104,24 @@ def _load_tower(directory: Path) -> Any:
 
 def _half(model: Any, tower: str) -> Any:
     """The tower itself, of a model that may hold both (CLIP, SigLIP)."""
-    found: Any = part(model, f"{tower}_model") or model
-    reads = hasattr(found.config, {"vision": "image_size", "text": "vocab_size"}[tower])
-    if not reads or _module(found, "embeddings") is None or not _layers(found):
+    half: Any = part(model, f"{tower}_model") or model
+    reads = hasattr(half.config, {"vision": "image_size", "text": "vocab_size"}[tower])
+    if not reads or _module(half, "embeddings") is None or not _layers(half):
         raise UsageError(
             f"{model.name_or_path}: a {type(model).__name__} is no plain {tower} tower; take another model"
         )
-    return found
+    return half
 
 
 def _module(tower: Any, path: str) -> nn.Module | None:
-    found = part(tower, path)
-    return found if isinstance(found, nn.Module) else None
+    inside = part(tower, path)
+    return inside if isinstance(inside, nn.Module) else None
 
 
 def _layers(tower: Any) -> nn.ModuleList:
     """Empty if there are none where transformers has them."""
-    found = [part(tower, path) for path in ("encoder.layer", "encoder.layers", "layers")]
-    return next((layers for layers in found if isinstance(layers, nn.ModuleList) and len(layers)), nn.ModuleList())
+    candidates = [part(tower, path) for path in ("encoder.layer", "encoder.layers", "layers")]
+    return next((layers for layers in candidates if isinstance(layers, nn.ModuleList) and len(layers)), nn.ModuleList())
 
 
 def _blocks(tower: Any, directory: Path) -> Blocks:

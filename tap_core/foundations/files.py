@@ -89,9 +89,9 @@ def foundation_digest(source: str) -> str:
         return digest.hexdigest()
     settings = {key: value for key, value in sorted(_settings(directory).items()) if key not in TOWERS}
     digest.update(json.dumps(settings).encode())
-    for tower, found in find_towers(directory).items():
+    for tower, tower_directory in find_towers(directory).items():
         digest.update(b"\0" + tower.encode() + b"\0")
-        _digest_files(found, digest)
+        _digest_files(tower_directory, digest)
     return digest.hexdigest()
 
 

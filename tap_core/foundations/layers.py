@@ -92,7 +92,7 @@ def as_block(layer: nn.Module, heads: int) -> Block:
 
 def part(module: nn.Module, path: str) -> object | None:
     """What ``module`` has at a dotted path of names, None if it has nothing there."""
-    found: object | None = module
+    inside: object | None = module
     for name in path.split("."):
-        found = getattr(found, name, None)
-    return found
+        inside = getattr(inside, name, None)
+    return inside

@@ -50,10 +50,10 @@ class AdaptedEncoder(nn.Module):
 
     def parameters_of(self, parameter_set: ParameterSet) -> dict[str, nn.Parameter]:
         """The trainable parameters of `encoder/{m}` in one set, by name. A modality may have none."""
-        found = adapter_parameters(self.encoder, parameter_set, encoder(self.modality))
+        parameters = adapter_parameters(self.encoder, parameter_set, encoder(self.modality))
         if parameter_set in self.projections:
-            found |= {f"project.{name}": p for name, p in self.projections[parameter_set].named_parameters()}
-        return found
+            parameters |= {f"project.{name}": p for name, p in self.projections[parameter_set].named_parameters()}
+        return parameters
 
     def train(self, mode: bool = True) -> "AdaptedEncoder":
         """What is frozen draws no dropout of its own: some text models have one in their embeddings."""
@@ -126,5 +126,5 @@ def _adapted(frozen: Encoder, layers: int | None) -> list[str]:
 
 def _block_of(name: str) -> int | None:
     """The number of the block that a layer is in, None for a layer outside of blocks."""
-    found = re.match(r"blocks\.(\d+)\.", name)
-    return None if found is None else int(found[1])
+    match = re.match(r"blocks\.(\d+)\.", name)
+    return None if match is None else int(match[1])

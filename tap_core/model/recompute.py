@@ -19,8 +19,8 @@ def run(function: Callable[..., Any], *arguments: Any, recompute: bool) -> Any:
         return function(*arguments)
     first = first_example()
 
-    def again(*given: Any) -> Any:
+    def again(*inputs: Any) -> Any:
         with examples_from(first):
-            return function(*given)
+            return function(*inputs)
 
     return checkpoint(again, *arguments, use_reentrant=False)

@@ -116,8 +116,8 @@ def _as_text(value: Any) -> Any:
 
 
 def _is_limit(value: str) -> str:
-    given = re.fullmatch(UPDATE_NORM_PATTERN, value)
-    if not given or (value != "none" and not 0 < float(value.removesuffix("x")) < math.inf):
+    match = re.fullmatch(UPDATE_NORM_PATTERN, value)
+    if not match or (value != "none" and not 0 < float(value.removesuffix("x")) < math.inf):
         raise ValueError("is a number above 0, a factor above 0 as in '10x', or 'none'")
     return value
 
@@ -345,11 +345,11 @@ class FederationConfig(Settings):
         Raises:
             UsageError: The federation lacks one of them.
         """
-        found = []
+        tasks = []
         for name in sorted(names):
             if name not in self.tasks:
                 raise UsageError(
                     f"federation {self.name!r} has no task {name!r}; its tasks are {', '.join(sorted(self.tasks))}"
                 )
-            found.append(self.tasks[name])
-        return tuple(found)
+            tasks.append(self.tasks[name])
+        return tuple(tasks)

@@ -72,7 +72,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     Unknown keys go first: a misspelt key is also a missing one, and its own name says more.
     """
     problems = error.errors(include_url=False)
-    problem = min(problems, key=lambda found: found["type"] != "extra_forbidden")
+    problem = min(problems, key=lambda candidate: candidate["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = _keys_at(model, problem["loc"][:-1])
@@ -81,9 +81,9 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
         return f"key {where!r} is missing; add it"
-    given = problem.get("input")
-    shown = "" if isinstance(given, (Mapping, list)) else f" (got {json.dumps(given, default=str)})"
-    return f"{where or 'the file'}: {message}{shown}"
+    refused = problem.get("input")
+    received = "" if isinstance(refused, (Mapping, list)) else f" (got {json.dumps(refused, default=str)})"
+    return f"{where or 'the file'}: {message}{received}"
 
 
 def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -52,8 +52,8 @@ class Classification(TaskKind):
         return kl_divergence(student, teacher, temperature)
 
     def answers(self, output: np.ndarray, task: "TaskConfig", facts: Facts) -> list[Any]:
-        found: list[Any] = output.argmax(axis=-1).tolist()
-        return found
+        indices: list[Any] = output.argmax(axis=-1).tolist()
+        return indices
 
     def trivial(self, task: "TaskConfig", train: Sequence[Any], test: Sequence[Example]) -> Mapping[str, Sequence[Any]]:
         commonest = Counter(train).most_common(1)[0][0]

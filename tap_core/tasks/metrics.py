@@ -96,11 +96,11 @@ def _quantiles(values: Sequence[float]) -> tuple[float, float]:
 
 def token_f1(answer: str, reference: str) -> float:
     """SQuAD's F1 over the bags of lower-case words; 1 if both are empty."""
-    given, wanted = word_bag(answer), word_bag(reference)
-    if not given or not wanted:
-        return float(given == wanted)
-    common = sum((given & wanted).values())
-    return 2 * common / (sum(given.values()) + sum(wanted.values()))
+    answer_words, reference_words = word_bag(answer), word_bag(reference)
+    if not answer_words or not reference_words:
+        return float(answer_words == reference_words)
+    common = sum((answer_words & reference_words).values())
+    return 2 * common / (sum(answer_words.values()) + sum(reference_words.values()))
 
 
 def word_bag(text: str) -> Counter[str]:
@@ -114,9 +114,9 @@ def macro_f1(answers: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) 
     An answer is the classes that it names. 1 if there is no class at all.
     """
     both, either = Counter[int](), Counter[int]()
-    for given, right in zip(answers, wanted, strict=True):
-        both.update(set(given) & set(right))
-        either.update(set(given))
+    for answer, right in zip(answers, wanted, strict=True):
+        both.update(set(answer) & set(right))
+        either.update(set(answer))
         either.update(set(right))
     return float(np.mean([2 * both[c] / either[c] for c in sorted(either)])) if either else 1.0
 
@@ -124,8 +124,8 @@ def macro_f1(answers: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) 
 def r_squared(answers: Sequence[float], wanted: Sequence[float]) -> float:
     """1 - sum of squared errors / sum of squared deviations from the mean; 0 where all wanted numbers are equal, but 1
     if every answer is right."""
-    given, right = np.asarray(answers, np.float64), np.asarray(wanted, np.float64)
-    errors, spread = np.square(given - right).sum(), np.square(right - right.mean()).sum()
+    answered, right = np.asarray(answers, np.float64), np.asarray(wanted, np.float64)
+    errors, spread = np.square(answered - right).sum(), np.square(right - right.mean()).sum()
     if spread == 0:
         return float(errors == 0)
     return float(1 - errors / spread)

@@ -61,8 +61,8 @@ class Regression(TaskKind):
         return (student.float() - teacher.float())[:, 0].square()
 
     def answers(self, output: np.ndarray, task: "TaskConfig", facts: Facts) -> list[Any]:
-        found: list[Any] = (output[:, 0].astype(np.float64) * facts["std"] + facts["mean"]).tolist()
-        return found
+        numbers: list[Any] = (output[:, 0].astype(np.float64) * facts["std"] + facts["mean"]).tolist()
+        return numbers
 
     def trivial(self, task: "TaskConfig", train: Sequence[Any], test: Sequence[Example]) -> Mapping[str, Sequence[Any]]:
         return {"mean": [float(np.mean(train))] * len(test), "median": [float(np.median(train))] * len(test)}

@@ -50,8 +50,8 @@ class TextGeneration(TaskKind):
         from torch.nn import functional as F
 
         labels = target[:, 1:]
-        each = F.cross_entropy(output.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-        return _mean_over_words(each, labels)
+        word_losses = F.cross_entropy(output.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+        return _mean_over_words(word_losses, labels)
 
     def divergence(self, student: "Tensor", teacher: "Tensor", target: "Tensor", temperature: float) -> "Tensor":
         """The mean over the answer's tokens."""
@@ -96,6 +96,6 @@ def best_bag(answers: Sequence[str]) -> str:
     return bag
 
 
-def _mean_over_words(each: "Tensor", labels: "Tensor") -> "Tensor":
-    real = (labels != IGNORED).to(each.dtype)
-    return (each * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+def _mean_over_words(word_losses: "Tensor", labels: "Tensor") -> "Tensor":
+    real = (labels != IGNORED).to(word_losses.dtype)
+    return (word_losses * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)

@@ -30,10 +30,10 @@ def meteor() -> Metric:
     wordnet = _wordnet()
 
     def each(answer: str, wanted: str) -> float:
-        given, right = answer.lower().split(), wanted.lower().split()
-        if not given or not right:
-            return float(given == right)
-        return float(single_meteor_score(right, given, wordnet=wordnet))
+        answer_words, wanted_words = answer.lower().split(), wanted.lower().split()
+        if not answer_words or not wanted_words:
+            return float(answer_words == wanted_words)
+        return float(single_meteor_score(wanted_words, answer_words, wordnet=wordnet))
 
     return Metric("meteor", True, each=each)
 
@@ -96,7 +96,7 @@ def bert_score(model: str) -> Metric:
     def all_of(answers: Sequence[str], wanted: Sequence[str]) -> list[float]:
         texts = [(a.strip(), w.strip()) for a, w in zip(answers, wanted, strict=True)]
         real = [(a, w) for a, w in texts if a and w]  # the package stumbles over empty texts
-        found = iter(scorer.score(*map(list, zip(*real, strict=True)))[2].tolist() if real else [])
-        return [next(found) if a and w else float(a == w) for a, w in texts]
+        scores = iter(scorer.score(*map(list, zip(*real, strict=True)))[2].tolist() if real else [])
+        return [next(scores) if a and w else float(a == w) for a, w in texts]
 
     return Metric(f"bert_score ({directory.name})", True, each_of=all_of)

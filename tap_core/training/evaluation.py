@@ -51,16 +51,16 @@ def evaluate(
     settings: EvaluationConfig = DEFAULT,
 ) -> Score:
     """All metrics of the task over ``examples``, of which there must be one or more."""
-    given = answers(model, parameter_set, task, examples, accelerator, beams=settings.beams)
-    return score(task, given, _wanted(model.preprocessor, task, examples), settings)
+    answered = answers(model, parameter_set, task, examples, accelerator, beams=settings.beams)
+    return score(task, answered, _wanted(model.preprocessor, task, examples), settings)
 
 
-def score(task: TaskConfig, given: Sequence[Any], wanted: Sequence[Any], settings: EvaluationConfig) -> Score:
+def score(task: TaskConfig, answered: Sequence[Any], wanted: Sequence[Any], settings: EvaluationConfig) -> Score:
     """The metrics of answers against the right ones."""
     kind = task_kind(task.kind)
     metrics = (*kind.metrics, *kind.more_metrics(settings))
-    values = {metric.name: metric.value(given, wanted) for metric in metrics}
-    return Score(values, metrics[0].interval(given, wanted))
+    values = {metric.name: metric.value(answered, wanted) for metric in metrics}
+    return Score(values, metrics[0].interval(answered, wanted))
 
 
 def nearest(model: TapModel, task: TaskConfig, data: TaskData, accelerator: Accelerator) -> list[int]:
@@ -96,10 +96,10 @@ def floor(
     trivial = dict(kind.trivial(task, known, data.test))
     if neighbours is not None:
         trivial["nearest neighbour"] = [known[place] for place in neighbours]
-    for name, given in trivial.items():
-        found = score(task, given, wanted, settings)
-        if best is None or kind.metrics[0].better(found.main, best[1].main):
-            best = (name, found)
+    for name, answered in trivial.items():
+        trivial_score = score(task, answered, wanted, settings)
+        if best is None or kind.metrics[0].better(trivial_score.main, best[1].main):
+            best = (name, trivial_score)
     assert best is not None, f"task kind {task.kind} names no trivial answer"
     return best
 
@@ -115,15 +115,15 @@ def answers(
 ) -> list[Any]:
     """The model's answer to each example, in the form that the kind's metrics compare."""
     kind = task_kind(task.kind)
-    found: list[Any] = []
+    answered: list[Any] = []
     for _, batch in _batches(model, task, examples, accelerator):
         if kind.generates_text:
-            found += written(model, parameter_set, batch, accelerator, beams=beams)
+            answered += written(model, parameter_set, batch, accelerator, beams=beams)
         else:
             with torch.no_grad(), accelerator.autocast():
                 output = model(batch, parameter_set)
-            found += kind.answers(output.float().cpu().numpy(), task, model.preprocessor.facts.get(task.name, {}))
-    return found
+            answered += kind.answers(output.float().cpu().numpy(), task, model.preprocessor.facts.get(task.name, {}))
+    return answered
 
 
 def written(
@@ -161,8 +161,8 @@ def samples(
     accelerator: Accelerator,
 ) -> list[str]:
     """What a parameter set puts out for a few examples, to look at."""
-    given = answers(model, parameter_set, task, examples, accelerator)
-    return [shown(model.preprocessor, task, answer) for answer in given]
+    answered = answers(model, parameter_set, task, examples, accelerator)
+    return [shown(model.preprocessor, task, answer) for answer in answered]
 
 
 def data_uri(pixels: np.ndarray) -> str:

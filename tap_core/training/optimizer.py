@@ -35,8 +35,8 @@ def warmed_up(config: FederationConfig, round_number: int) -> float:
 
 def warmup_rounds(config: FederationConfig) -> int:
     """w: a tenth of all rounds, 1 at the least and 20 at the most, unless the settings give a number."""
-    given = config.training.warmup_rounds
-    return min(20, max(1, config.rounds.total // 10)) if given == "auto" else given
+    rounds = config.training.warmup_rounds
+    return min(20, max(1, config.rounds.total // 10)) if rounds == "auto" else rounds
 
 
 @dataclass(frozen=True)

@@ -48,15 +48,15 @@ def kept_bytes(model: TapModel, forward: Callable[[], Tensor]) -> int:
     """Bytes of the tensors that a forward pass keeps for its backward pass, the model's own not counted. The state of
     torch's generator is left as it was."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers(), model.embeddings)}
-    found: dict[int, torch.UntypedStorage] = {}
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage  # kept here, so that no other tensor takes the same address
+            kept[storage.data_ptr()] = storage  # kept here, so that no other tensor takes the same address
         return tensor
 
     with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = forward()
     del loss
-    return sum(storage.nbytes() for storage in found.values())
+    return sum(storage.nbytes() for storage in kept.values())
