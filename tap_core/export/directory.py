@@ -44,7 +44,7 @@ def export_task(
         task_name: One of its tasks.
         directory: Where to write. It appears only when it is complete and the two agree; an earlier export is replaced.
         examples: At least one, to compare torch and onnxruntime on; the first eight are taken.
-        which: The set whose values are exported.
+        parameter_set: The set whose values are exported.
 
     Returns:
         The largest absolute difference between the outputs of torch and onnxruntime.

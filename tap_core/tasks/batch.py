@@ -31,7 +31,14 @@ class TaskBatch:
         return self.target.shape[0]
 
     def inputs(self, modality: Modality) -> tuple[Tensor, Tensor | None]:
-        """One modality's input, and its bool mask, false where padding; None for images. The task must have it."""
+        """What the batch holds of one modality.
+
+        Args:
+            modality: One of the task's inputs.
+
+        Returns:
+            Pixels (batch, 3, size, size) and None, or token ids (batch, length) and their bool mask, false at padding.
+        """
         if modality == "image":
             assert self.image is not None
             return self.image, None
