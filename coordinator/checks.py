@@ -6,9 +6,9 @@ It knows messages, shapes and counts; it does not know connections, files or rou
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from coordinator.device_registry import Enrolment
 from coordinator.forms import Form
 from coordinator.norms import Bound, Norms
-from coordinator.registry import Enrolment
 from coordinator.store import Contribution
 from protocol.codes import RefusalCode, RejectionCode
 from protocol.errors import RemoteProtocolError

@@ -19,10 +19,10 @@ from coordinator.audit import clock, entries, user_of_the_host
 from coordinator.cli_common import AsJson, Database, Directory, opened_store, require_name, secret_written, show_secret
 from coordinator.cohorts import statement, tasks_by_device
 from coordinator.config import ServiceSettings, StatePaths, load_settings
+from coordinator.device_registry import MAX_EXAMPLES
 from coordinator.durations import seconds_of
 from coordinator.identity import new_code, new_token, token_digest
 from coordinator.lock import is_locked, serving_lock
-from coordinator.registry import MAX_EXAMPLES
 from coordinator.repair import roll_back
 from coordinator.standing import enrolled_facts, recorded
 from coordinator.verify import blobs_of

@@ -23,11 +23,11 @@ from coordinator.blobs import ROUND, BlobError, BlobStore
 from coordinator.checks import Membership
 from coordinator.cohorts import Watch, home_components
 from coordinator.combine import combine
+from coordinator.device_registry import Enrolment
 from coordinator.forms import Form
 from coordinator.metrics import Metrics
 from coordinator.norms import Bound, Norms, after
 from coordinator.patience import PASSING, Patience
-from coordinator.registry import Enrolment
 from coordinator.repair import examine, repair_at_start, round_under_way
 from coordinator.rounds import Rounds
 from coordinator.store import Contribution, Store, Version

@@ -1,4 +1,4 @@
-"""What a conversation with a device stands on: the connection, as a `Peer`, and what outlives it, as a `Link`.
+"""What a session with a device stands on: the connection, as a `Peer`, and what outlives it, as a `Link`.
 
 It knows no WebSocket library and nothing of what is said.
 """
@@ -11,7 +11,7 @@ from protocol.transfer import Incoming
 from tap_core.names import DeviceName
 
 if TYPE_CHECKING:
-    from coordinator.conversation import Conversation
+    from coordinator.device_session import DeviceSession
 
 
 class Gone(Exception):
@@ -43,4 +43,4 @@ class Link:
     bytes_sent: int = 0
     bytes_received: int = 0
     partial: dict[Digest, Incoming] = field(default_factory=dict)
-    conversation: "Conversation | None" = None
+    session: "DeviceSession | None" = None

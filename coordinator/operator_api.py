@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as HTTPError
 
 from coordinator import audit
-from coordinator.devices import DevicePlane
+from coordinator.device_server import DevicePlane
 from coordinator.federation import Federation
 from coordinator.fresh import Fresh
 from coordinator.http_guard import UNAVAILABLE

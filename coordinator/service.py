@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from coordinator import database
 from coordinator.blobs import BlobStore
 from coordinator.config import ServiceSettings, StatePaths
-from coordinator.devices import DevicePlane
+from coordinator.device_server import DevicePlane
 from coordinator.federation import Federation
 from coordinator.founding import begin
 from coordinator.gate import raise_descriptor_limit, room_for_connections

@@ -6,7 +6,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from coordinator.registry import Device
+from coordinator.device_registry import Device
 from coordinator.rounds import Rounds
 from coordinator.store import Store
 from tap_core.manifest import FederationManifest

@@ -16,8 +16,8 @@ from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, up
 
 from coordinator.audit import SERVICE, record
 from coordinator.database import reading
+from coordinator.device_registry import Registry
 from coordinator.norms import WINDOW, Norms
-from coordinator.registry import Registry
 from coordinator.rounds import Excuse, History
 from coordinator.schema import component_versions, devices, federations, rounds, update_components, updates
 from protocol.names import Digest

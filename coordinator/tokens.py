@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from coordinator.device_registry import Enrolment
 from coordinator.identity import same_digest
-from coordinator.registry import Enrolment
 from tap_core.names import DeviceName
 
 LOOK_SECONDS = 0.25

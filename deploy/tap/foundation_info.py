@@ -33,7 +33,7 @@ from tap_core.model.transformer import attend, transform
 from tap_core.names import ComponentName, TaskName
 from tap_core.settings.federation import FederationConfig, TaskConfig
 from tap_core.tasks.batch import TaskBatch
-from tap_core.training.batches import task_shares
+from tap_core.training.mixed_batches import task_shares
 
 COPIES = 8
 """float32 values in memory for each trainable one while a device takes part in a round."""

@@ -21,7 +21,7 @@ from tap_core.names import TaskName
 from tap_core.settings.federation import TrainingConfig
 from tap_core.tasks import task_kind
 from tap_core.tasks.batch import TaskBatch
-from tap_core.training.batches import mixed_batches
+from tap_core.training.mixed_batches import mixed_batches
 from tap_core.training.optimizer import BETAS, EPSILON
 from tap_core.training.progress import OnProgress
 from tap_core.training.resources import Resources

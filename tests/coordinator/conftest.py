@@ -19,7 +19,7 @@ from websockets.asyncio.client import connect
 from coordinator.blobs import BlobStore
 from coordinator.config import StatePaths
 from coordinator.database import connect as connect_database
-from coordinator.devices import DevicePlane
+from coordinator.device_server import DevicePlane
 from coordinator.federation import Federation
 from coordinator.founding import begin
 from coordinator.identity import new_token, token_digest

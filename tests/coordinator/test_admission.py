@@ -242,6 +242,6 @@ def test_a_connection_with_the_new_token_outlives_the_old_tokens_end(federation,
             await service.until(lambda: service.federation.enrolment("one") != old)
             assert (await device.hear()).type == "train"
             await asyncio.sleep(0.1)
-            assert service.plane.links["one"].conversation is not None and device.socket.close_code is None
+            assert service.plane.links["one"].session is not None and device.socket.close_code is None
 
     asyncio.run(main())

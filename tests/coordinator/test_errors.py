@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-import coordinator.conversation
+import coordinator.device_session
 import coordinator.federation
 import coordinator.uploads
 from coordinator.blobs import BlobError
@@ -52,7 +52,7 @@ def faulty(service, monkeypatch, place, fault):
     owner, name = {
         "token check": (plane.admission, "check"),
         "link": (plane, "_talk"),
-        "hello": (coordinator.conversation, "check_hello"),
+        "hello": (coordinator.device_session, "check_hello"),
         "register": (service.store.registry, "register"),
         "join": (federation, "join"),
         "assignment": (federation, "assignment"),
@@ -67,7 +67,7 @@ def faulty(service, monkeypatch, place, fault):
         "add update": (service.store, "add_update"),
         "complete": (service.store.registry, "complete"),
         "leave": (federation, "leave"),
-        "heartbeat": (coordinator.conversation.Bucket, "take"),
+        "heartbeat": (coordinator.device_session.Bucket, "take"),
     }[place]
     monkeypatch.setattr(owner, name, fault.of(getattr(owner, name)))
 
@@ -120,7 +120,7 @@ def test_an_error_of_any_kind_in_any_place_ends_one_connection_only(federation, 
             for error in ERRORS:
                 told = await meet_it(one, service.url, place, fault, error)
                 if place == "leave":
-                    await service.until(lambda: service.plane.links["one"].conversation is None)
+                    await service.until(lambda: service.plane.links["one"].session is None)
                 fault.error = None
                 assert SECRET not in told, (place, error)
                 assert not service.federation.stopping.is_set(), (place, error)

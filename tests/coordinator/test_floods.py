@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 import coordinator.admission
-import coordinator.devices
+import coordinator.device_server
 from coordinator.schema import devices
 from protocol.codec import encode
 from protocol.messages import SUBPROTOCOL, Heartbeat
@@ -69,7 +69,7 @@ def test_a_round_closes_while_idle_connections_are_held(federation, enroll, serv
 def test_a_crowd_behind_one_address_gets_in_to_the_last(federation, enroll, running, monkeypatch):
     """As a proxy brings it after a restart: 400 connections at once, each with its request."""
     monkeypatch.setattr(coordinator.admission, "CONNECTIONS_A_MINUTE", 10_000)
-    monkeypatch.setattr(coordinator.devices, "WAITING_PER_TOKEN", 10_000)
+    monkeypatch.setattr(coordinator.device_server, "WAITING_PER_TOKEN", 10_000)
     directory, manifest = federation()
     device = enroll(directory, manifest, "one", IMAGES)
 
@@ -149,7 +149,7 @@ def test_five_hundred_connections_of_one_token_cost_little_memory(federation, en
             with contextlib.suppress(InvalidHandshake, OSError, asyncio.TimeoutError, ConnectionClosed):
                 one = await connect(service.url, additional_headers=headers, subprotocols=[SUBPROTOCOL])
                 held.append(one)
-                for _ in range(20):  # the first ends the conversation, or waits with the others in the queue
+                for _ in range(20):  # the first ends the session, or waits with the others in the queue
                     await asyncio.wait_for(one.send(bytes(60_000)), 2)
 
         assert (await device.connect(service.url)).type == "welcome"
@@ -209,7 +209,7 @@ def test_frames_without_number_are_not_answered_or_kept(federation, enroll, runn
             assert (await device.connect(service.url)).type == "welcome"
             device.socket.transport.pause_reading()
             device.socket.transport.write(data)
-            await service.until(lambda: service.plane.links["one"].conversation is None)
+            await service.until(lambda: service.plane.links["one"].session is None)
             device.socket.transport.resume_reading()
             with pytest.raises(ConnectionClosed):
                 await device.hear()

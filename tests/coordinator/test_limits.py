@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from coordinator.admission import Admission, Admitted
+from coordinator.device_registry import Enrolment
 from coordinator.identity import token_digest
 from coordinator.limits import KNOWN_ADDRESSES, Bucket, Failures
-from coordinator.registry import Enrolment
 from coordinator.tokens import LOOK_SECONDS, Tokens
 
 

@@ -281,10 +281,10 @@ def test_an_upload_that_is_given_up_takes_nothing_from_another_device(federation
                 await device.say(device.update(0, device.blobs))
                 device.wants = [await device.hear() for _ in by_digest]
                 await send(device, by_digest, device.wants[:-1])
-            upload = service.plane.links["two"].conversation._upload
+            upload = service.plane.links["two"].session._upload
             await service.until(lambda: len(upload._missing) == 1)
             await one.socket.close()
-            await service.until(lambda: service.plane.links["one"].conversation is None)
+            await service.until(lambda: service.plane.links["one"].session is None)
             await one.connect(service.url)
             await one.hear()
             other = one.train(7, one.blobs)

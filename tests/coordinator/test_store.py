@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, null, text
 from sqlalchemy.exc import IntegrityError
 
 from coordinator.database import NEWEST, connect
-from coordinator.registry import MAX_EXAMPLES, Enrolment
+from coordinator.device_registry import MAX_EXAMPLES, Enrolment
 from coordinator.rounds import History
 from coordinator.schema import component_versions, devices, metadata
 from coordinator.store import Contribution, Store, Version

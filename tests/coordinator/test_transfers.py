@@ -8,8 +8,8 @@ import stat
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from coordinator import conversation as conversations
-from coordinator import devices as plane
+from coordinator import device_server as plane
+from coordinator import device_session as sessions
 from coordinator.blobs import BlobStore
 from coordinator.transfers import KEPT_SECONDS, Budget, Holding, left_behind, put_away, take_up
 from protocol.messages import CHUNK
@@ -184,7 +184,7 @@ def test_small_blobs_that_wait_for_their_batch_do_not_block_the_next(federation,
 
 
 def test_an_upload_that_stands_still_gives_its_memory_to_others(federation, enroll, running, monkeypatch):
-    monkeypatch.setattr(conversations, "STALL_SECONDS", 0.4)
+    monkeypatch.setattr(sessions, "STALL_SECONDS", 0.4)
     directory, manifest = one_round(federation, shapes={"large": (600, 1024)})
     device = enroll(directory, manifest, "one", TEXTS)
 

@@ -89,7 +89,7 @@ class FakeCoordinator:
         self.after_decline: dict[str, bytes] | None = None
         """The next round's values, if the device declines; None asks for the same round again."""
         self.goodbyes: list[str] = []
-        """Codes with which the next conversations end at once."""
+        """Codes with which the next sessions end at once."""
         self.round = 0
         self.done = False
         self.home: tuple[str, ...] = ()

@@ -41,8 +41,8 @@ def test_trap_10_a_history_is_a_mean_per_example_whatever_the_tasks_share(
     """At a learning rate of nearly nothing the history equals the mean loss over the rows that were drawn."""
     from tap_core.settings.federation import TrainingConfig
     from tap_core.settings.runtime import Runtime
-    from tap_core.training.batches import mixed_batches
     from tap_core.training.loop import TrainingPhase, train
+    from tap_core.training.mixed_batches import mixed_batches
     from tap_core.training.runtime import make_accelerator
 
     model = mini_model("colour", "letters", lora={"dropout": 0.0})

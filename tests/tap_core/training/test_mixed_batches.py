@@ -15,8 +15,8 @@ from tap_core.settings.federation import TrainingConfig
 from tap_core.settings.runtime import Runtime
 from tap_core.tasks.batch import TaskBatch
 from tap_core.tasks.text_generation import IGNORED
-from tap_core.training.batches import mixed_batches, task_shares
 from tap_core.training.loop import TrainingPhase, train
+from tap_core.training.mixed_batches import mixed_batches, task_shares
 from tap_core.training.runtime import make_accelerator
 
 Make = Callable[..., Any]

@@ -61,7 +61,7 @@ TROUBLE = "the coordinator cannot go on with this connection at the moment; conn
 LARGE_MESSAGE = 512 * 1024
 """Bytes from which a message is taken apart in a thread."""
 
-log = structlog.get_logger("coordinator.conversation")
+log = structlog.get_logger("coordinator.device_session")
 
 
 SENT_AT_ONCE = 2 * 1024 * 1024
@@ -83,7 +83,7 @@ class TooOften(Exception):
     """The device does what it may do, but far too often; the text: what."""
 
 
-class Conversation:
+class DeviceSession:
     """One connection of one device, from its hello to its end."""
 
     def __init__(
@@ -171,14 +171,14 @@ class Conversation:
         self._over = True
         self.session.connection_lost()
         self._holding.end()
-        if self.link.conversation is self and self.link.partial:
+        if self.link.session is self and self.link.partial:
             partial, self.link.partial = self.link.partial, {}
             try:
                 await asyncio.to_thread(put_away, self.federation.blobs, self.link.device, partial, time.time())
             except Exception as error:  # the same boundary; the device sends it again
                 self._log.error("cannot keep part of an upload", error=f"{type(error).__name__}: {error}")
-        if self.link.conversation is self:
-            self.link.conversation = None
+        if self.link.session is self:
+            self.link.session = None
             self.link.phase, self.link.step, self.link.steps = "", 0, 0
             self.federation.metrics.connected.dec()
             self._log.info("disconnected")
@@ -228,7 +228,7 @@ class Conversation:
         return True
 
     def _replace_older(self) -> None:
-        older, self.link.conversation = self.link.conversation, self
+        older, self.link.session = self.link.session, self
         if older is None:
             self.federation.metrics.connected.inc()
             return

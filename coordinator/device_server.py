@@ -1,7 +1,7 @@
 """The device plane: the WebSocket server that devices connect to. The only module with sockets for devices.
 
 `Admission` says who is let in before the upgrade, the `Door` how many there may be; each connection is handed to a
-`Conversation`. It does not know what is said.
+`DeviceSession`. It does not know what is said.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from websockets.protocol import Event
 from websockets.typing import Subprotocol
 
 from coordinator.admission import Admission, Admitted, Refused
-from coordinator.conversation import TROUBLE, Conversation
+from coordinator.device_session import TROUBLE, DeviceSession
 from coordinator.enrolment import EnrolmentDesk
 from coordinator.federation import Federation
 from coordinator.gate import ACCEPTED_AT_ONCE, HANDSHAKE_SECONDS, Door, Gate, caps_within
@@ -63,7 +63,7 @@ CONTROLS_AT_ONCE, CONTROLS_A_SECOND = 60, 1.0
 FRAGMENTS = 1024
 """Pieces that a message may come in; devices send each in one."""
 
-log = structlog.get_logger("coordinator.devices")
+log = structlog.get_logger("coordinator.device_server")
 
 
 class Bounded(ServerConnection):
@@ -173,9 +173,7 @@ class DevicePlane:
     async def stop(self) -> None:
         """Say bye to every device and close."""
         ends = [
-            link.conversation.end(ByeCode.SHUTDOWN, CloseCode.GOING_AWAY)
-            for link in self.links.values()
-            if link.conversation
+            link.session.end(ByeCode.SHUTDOWN, CloseCode.GOING_AWAY) for link in self.links.values() if link.session
         ]
         await asyncio.gather(*ends, *self._background, return_exceptions=True)
         for server in self._servers:
@@ -190,7 +188,7 @@ class DevicePlane:
         for device in sorted(self.federation.enrolled | set(self.links)):
             link = self.links.get(device) or Link(device)
             found[device] = device_facts(
-                connected=link.conversation is not None,
+                connected=link.session is not None,
                 phase=link.phase,
                 step=link.step,
                 steps=link.steps,
@@ -237,7 +235,7 @@ class DevicePlane:
         if len(waiting) > WAITING_PER_TOKEN:
             waiting.pop(0).abort()
         try:
-            await Conversation(self.federation, link, peer, admitted.token, self._run, self._budget).run()
+            await DeviceSession(self.federation, link, peer, admitted.token, self._run, self._budget).run()
         finally:
             if peer in waiting:
                 waiting.remove(peer)
@@ -257,10 +255,10 @@ class DevicePlane:
 
     def _wake(self) -> None:
         for link in self.links.values():
-            if link.conversation is not None:
-                link.conversation.wake.set()
+            if link.session is not None:
+                link.session.wake.set()
 
     def _expel(self, device: DeviceName, valid: str | None) -> None:
         link = self.links.get(device)
-        if link is not None and link.conversation is not None and link.conversation.token != valid:
-            self._run(link.conversation.end(ByeCode.REVOKED, CloseCode.POLICY))
+        if link is not None and link.session is not None and link.session.token != valid:
+            self._run(link.session.end(ByeCode.REVOKED, CloseCode.POLICY))

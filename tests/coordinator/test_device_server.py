@@ -320,7 +320,7 @@ def test_garbage_ends_the_connection_with_the_protocols_code(federation, enroll,
             with pytest.raises(ConnectionClosed) as error:
                 await device.socket.recv()
             assert error.value.rcvd.code == (1003 if isinstance(data, str) else 1007)
-            await service.until(lambda: service.plane.links["one"].conversation is None)
+            await service.until(lambda: service.plane.links["one"].session is None)
 
     asyncio.run(main())
 
@@ -343,7 +343,7 @@ def test_an_upload_cut_in_the_middle_goes_on_where_it_was(federation, enroll, ru
             partial = service.plane.links["one"].partial
             await service.until(lambda: any(incoming.offset for incoming in partial.values()))
             device.socket.transport.abort()
-            await service.until(lambda: service.plane.links["one"].conversation is None)
+            await service.until(lambda: service.plane.links["one"].session is None)
             await device.connect(service.url)
             assert (await device.hear()).type == "train"
             await device.say(device.update(0, blobs))
@@ -395,10 +395,10 @@ def test_uploads_that_are_never_completed_do_not_fill_the_disk(federation, enrol
                 for want in wants[:-1]:
                     for chunk in device.session.send_blob(want.digest, by_digest[want.digest], want.offset):
                         await device.socket.send(chunk)
-                upload = service.plane.links["one"].conversation._upload
+                upload = service.plane.links["one"].session._upload
                 await service.until(lambda upload=upload: len(upload._missing) == 1)
                 await device.socket.close()
-                await service.until(lambda: service.plane.links["one"].conversation is None)
+                await service.until(lambda: service.plane.links["one"].session is None)
                 incoming = service.federation.blobs.directory / "incoming"
                 staged = {path.name for path in incoming.rglob("one/*")}
                 assert staged <= set(by_digest)
