@@ -5,7 +5,7 @@ from typing import Protocol
 
 from rich.table import Table
 
-from deploy.demo.wording import format_interval, format_score, short_metric_name, words
+from deploy.demo.wording import format_interval, format_score, short_metric_name
 from tap_core.names import DeviceName, TaskName
 
 
@@ -39,7 +39,7 @@ def results_table(devices: Mapping[DeviceName, Mapping[TaskName, Scores]]) -> Ta
         table.add_row(f"[bold]{device}[/bold]")
         for task, scores in tasks.items():
             arrow = "↑" if scores.higher_is_better else "↓"
-            table.add_row(f"  {words(task)}", f"{short_metric_name(scores.metric)} {arrow}", *_cells(scores))
+            table.add_row(f"  {task}", f"{short_metric_name(scores.metric)} {arrow}", *_cells(scores))
     return table
 
 

@@ -100,7 +100,7 @@ class Served:
         with open(self.log, "ab") as log:
             arguments = [*command, "--port", "0", "--http-port", "0", *self.options]
             self.process = subprocess.Popen(arguments, stdout=log, stderr=log, preexec_fn=self.before, env=self.env)
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + 120
         while True:
             with contextlib.suppress(OSError, ValueError):
                 self.addresses = json.loads(state.read_text())
@@ -169,7 +169,7 @@ class Running:
 
     async def until(self, condition):
         """Wait until the condition holds."""
-        limit = time.monotonic() + 10
+        limit = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < limit, "it did not come true"
             await asyncio.sleep(0.01)

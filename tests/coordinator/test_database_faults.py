@@ -46,17 +46,19 @@ def test_serve_waits_for_a_postgresql_that_comes_late(federation, served):
         starting = asyncio.run(start_late(served, directory, url, server))
         assert starting.status()["phase"] == "waiting"
         (line,) = starting.events("waiting for the database")
-        assert line["seconds"] == 30.0 and "\n" not in line["why"]
+        assert line["seconds"] == 60.0 and "\n" not in line["why"]
         assert starting.terminate() == 0
         server.cleanup()
 
 
 async def start_late(served, directory, url, server):
     starting = asyncio.ensure_future(
-        asyncio.to_thread(served, directory, "--database", url, "--wait-for-database", "30")
+        asyncio.to_thread(served, directory, "--database", url, "--wait-for-database", "60")
     )
-    await asyncio.sleep(2.5)
-    assert not starting.done()
+    log = directory / "serve.log"
+    while "waiting for the database" not in (log.read_text() if log.exists() else ""):
+        assert not starting.done()
+        await asyncio.sleep(0.05)
     await asyncio.to_thread(server.ensure_postgres_running)
     return await starting
 

@@ -25,7 +25,7 @@ def test_a_row_per_task_below_its_device():
     assert lines_of({"desk": {"what_is_it": scores(), "paint": error}}) == [
         "device and task metric     floor federated stage 1 personal  (95%)",
         "desk",
-        "  what is it    accuracy ↑ 25.0%     50.0%   75.0%    70.0% 60–80%",
+        "  what_is_it    accuracy ↑ 25.0%     50.0%   75.0%    70.0% 60–80%",
         "  paint         MSE ↓      0.250     0.500   0.123    0.200",
     ]
 
