@@ -22,7 +22,8 @@ from deploy.demo.run import FEDERATION
 from deploy.demo.shards import toml_of, write_shards
 from deploy.tap.federations import find_devices, load_federation, load_participants, version_0
 from tap_core.algorithms.participant import Participant, TaskResult
-from tap_core.settings.federation import Betas, FederationConfig
+from tap_core.settings.federation import FederationConfig
+from tap_core.settings.per_kind import Betas
 from tap_core.simulation.in_process import owned, simulate
 from tap_core.tasks import KINDS
 
@@ -43,7 +44,14 @@ def write_devices(directory: Path, config: FederationConfig) -> None:
 
 def with_beta(config: FederationConfig, beta: float) -> FederationConfig:
     weights = Betas(**dict.fromkeys(KINDS, beta))
-    return config.model_copy(update={"distillation": config.distillation.model_copy(update={"beta": weights})})
+    return with_distillation(config, beta=weights)
+
+
+def with_distillation(config: FederationConfig, **changes: object) -> FederationConfig:
+    settings = config.algorithm.model_copy(
+        update={"distillation": config.algorithm.distillation.model_copy(update=changes)}
+    )
+    return config.model_copy(update={"algorithm": settings})
 
 
 def measure(seed: int, betas: list[float], directory: Path) -> dict[float, Scores]:
@@ -51,9 +59,8 @@ def measure(seed: int, betas: list[float], directory: Path) -> dict[float, Score
     config = load_federation(FEDERATION).model_copy(update={"seed": seed})
     write_devices(directory, config)
     participants = load_participants(config, find_devices(directory, FEDERATION))
-    without = config.model_copy(update={"distillation": config.distillation.model_copy(update={"steps": 0})})
-    for participant in participants.values():
-        participant.config = without
+    without = with_distillation(config, steps=0)
+    participants = {name: participant.with_algorithm(without) for name, participant in participants.items()}
     stage1 = simulate(without, participants, version_0(config))
     found: dict[float, Scores] = {}
     for beta in betas:
@@ -65,7 +72,7 @@ def measure(seed: int, betas: list[float], directory: Path) -> dict[float, Score
 
 
 def finish(config: FederationConfig, device: str, participant: Participant, stage1) -> Scores:
-    participant.config = config
+    participant = participant.with_algorithm(config)
     state = replace(stage1.devices[device].state, finished=False)
     outcome = participant.finish({**owned(stage1.components, participant), **state.home}, state)
     return {f"{device}/{task}": result for task, result in outcome.results.items()}

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils import logging as transformers_logging
 
-from tap_core.algorithms.tap import teaching
+from tap_core.algorithms.distillation import teaching
 from tap_core.examples import Example
 from tap_core.foundations import load_foundation
 from tap_core.model.tap_model import TapModel, build_model
@@ -183,7 +183,9 @@ def train_phase(ground: Ground, phase: str, steps: int, on_step: Callable[[], No
         ground.config.training,
         TrainingPhase(phase, 1, steps, 1e-4),
         accelerator,
-        extra=teaching(ground.model, ground.config, accelerator) if phase == "distilled" else None,
+        extra=teaching(ground.model, ground.config.algorithm.distillation, accelerator)
+        if phase == "distilled"
+        else None,
         on_progress=lambda *_: on_step(),
     )
 

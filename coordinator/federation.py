@@ -308,10 +308,11 @@ class Federation:
         began = time.monotonic()
         updates = await self._surely(self.store.updates, action.round)
         given = {device: updates[device] for device in action.contributors}
-        cohort = self.manifest.config.rounds.min_cohort
         try:
             new = await self._until_it_works(
-                lambda: combine(action.round, given, self.forms, cohort, self.blobs, self._pool)
+                lambda: combine(
+                    action.round, given, self.forms, self.versions, self.manifest.config.rounds, self.blobs, self._pool
+                )
             )
             superseded = await self._surely(self._record_round, action, new, updates)
         except BlobError as error:
@@ -335,7 +336,7 @@ class Federation:
     ) -> set[Digest]:
         """Returns the digests that nothing refers to any more. No round is open now: an update that comes in will be
         rejected, so none of them can gain a reference meanwhile."""
-        self.blobs.seal(ROUND, (version.digest for version in new.values()))
+        self.blobs.seal(ROUND, sorted(set().union(*(version.digests for version in new.values()))))
         who = {"contributors": action.contributors, "missing": action.missing, "away": action.away}
         self.store.commit_round(action.round, action.attempt, new, **who, late=action.late, at=time.time())
         self.blobs.drop_all()
@@ -447,4 +448,4 @@ class Federation:
 
 
 def _digests(kept: Mapping[ComponentName, list[Version]]) -> set[Digest]:
-    return {version.digest for versions in kept.values() for version in versions}
+    return set().union(*(version.digests for versions in kept.values() for version in versions))

@@ -16,7 +16,8 @@ from protocol.names import ComponentName as WireName
 from protocol.tensors import DTYPES, ComponentTensors, decode_tensors, encode_tensors, encoded_size_limit
 from tap_core.aggregation import Weighted, aggregate
 from tap_core.names import ComponentName, DeviceName
-from tap_core.settings.federation import Aggregation
+from tap_core.server import advance
+from tap_core.settings.federation import Aggregation, RoundsConfig
 
 _LENGTH_BYTES = 8
 _BLOCK = 1 << 16
@@ -88,6 +89,15 @@ class Form:
             for device, (count, data) in updates.items()
         }
         return encode_tensors(ComponentTensors(self._wire_name, self._combined(decoded)))
+
+    def advance(
+        self, average: bytes, current: bytes, moments: bytes | None, settings: RoundsConfig
+    ) -> tuple[bytes, bytes]:
+        """`tap_core.server.advance` of all values: the bytes of the component, and those of its moments, m and v."""
+        values = self._values(current)
+        held = None if moments is None else np.frombuffer(moments, np.float32).reshape(2, -1)
+        new, held = advance(self._values(average), values, held, settings)
+        return b"".join((self._header, new.view(np.uint8).data)), held.tobytes()
 
     def _combined(self, updates: Mapping[DeviceName, Weighted]) -> "dict[str, np.ndarray[Any, Any]]":
         return aggregate(updates, DTYPES[self.dtype], self.aggregation, self.trim)

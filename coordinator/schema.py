@@ -90,6 +90,7 @@ component_versions = Table(
     Column("size", BigInteger, nullable=False),
     Column("contributors", Integer, nullable=False, doc="Devices that it is the mean of."),
     Column("norm", Float, doc="Median of its contributors' update norms; NULL for version 0."),
+    Column("moments", String(64), doc="Digest of the server optimizer's moments after it; NULL where there are none."),
     Column("withdrawn_at", Float, doc="When a rollback or a repair took it back; NULL while it counts."),
 )
 

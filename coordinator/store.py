@@ -45,6 +45,13 @@ class Version:
     contributors: int = 0
     norm: float | None = None
     """Median of its contributors' update norms."""
+    moments: Digest | None = None
+    """Digest of the moments of the server's optimizer after it, if it has one."""
+
+    @property
+    def digests(self) -> set[Digest]:
+        """Of the blobs that it needs."""
+        return {self.digest} if self.moments is None else {self.digest, self.moments}
 
 
 @dataclass(frozen=True)
@@ -302,7 +309,7 @@ class Store:
         withdrawn: dict[ComponentName, list[tuple[int, float]]] = {}
         with reading(self.engine) as db:
             for row in db.execute(query):
-                version = Version(row.version, row.digest, row.size, row.contributors, row.norm)
+                version = Version(row.version, row.digest, row.size, row.contributors, row.norm, row.moments)
                 kept.setdefault(row.component, []).append(version)
             for component, number_taken_back, at in db.execute(back):
                 withdrawn.setdefault(component, []).append((number_taken_back, at))
@@ -310,7 +317,9 @@ class Store:
 
     def referenced(self, keep_versions: int) -> set[Digest]:
         """Digests of the blobs that must be there: the kept versions, and the updates that are not yet aggregated."""
-        kept = {version.digest for versions in self.kept_versions(keep_versions).values() for version in versions}
+        kept = set().union(
+            *(version.digests for versions in self.kept_versions(keep_versions).values() for version in versions)
+        )
         query = select(update_components.c.digest).where(update_components.c.federation == self.federation)
         with reading(self.engine) as db:
             return kept | set(db.execute(query).scalars())

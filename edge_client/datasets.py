@@ -19,7 +19,6 @@ from tap_core.names import TaskName
 from tap_core.seeds import derive_seed
 from tap_core.settings.federation import FederationConfig, TaskConfig
 from tap_core.tasks import task_kind
-from tap_core.triggers import DECISIONS
 
 CACHE_DIRECTORY = "datasets"
 """Below the device's state directory: unpacked Parquet, private as everything there, and gone when its file changes."""
@@ -89,10 +88,13 @@ def load_tasks(config: ClientConfig, federation: FederationConfig) -> dict[TaskN
     """The device's examples by task, for all tasks of `client.toml`. Raises UsageError as `load_task` does."""
     cache = config.state_dir / CACHE_DIRECTORY
     tasks = federation.tasks_named(config.tasks)
-    held_out = DECISIONS.named(federation.tap.decision).needs_held_out
     data = {
         task.name: load_task(
-            task, config.tasks[task.name], seed=federation.seed, cache=cache, cut_decision_set=held_out
+            task,
+            config.tasks[task.name],
+            seed=federation.seed,
+            cache=cache,
+            cut_decision_set=federation.cuts_decision_set,
         )
         for task in tasks
     }
@@ -106,7 +108,7 @@ def load_task(
 ) -> TaskData:
     """The examples of one task, train and test disjoint by source item.
 
-    With ``cut_decision_set`` an eighth of the training examples, 32 to 256 but never more than half of them, becomes
+    With ``cut_decision_set`` an eighth of the training examples, 32 to 256 but with fewer than 64 half of them, becomes
     the decision set, by source item too (docs/method.md section 9).
 
     Without a test split, items whose hash with ``seed`` falls below ``test_fraction`` become the test split: the same
@@ -136,23 +138,23 @@ def load_task(
     trained = [index for index, item in enumerate(items) if item not in chosen]
     if not trained or not decision:
         raise UsageError(
-            f"task {task.name!r}: tap.decision cuts held-out examples off the training split, which has too few source "
-            f"items for that ({len(set(items))}); add data or choose another tap.decision"
+            f"task {task.name!r}: the federation's settings cut a decision set off the training split, which has too "
+            f"few source items for that ({len(set(items))}); add data, or ask the operator for settings that need none"
         )
     return TaskData(train.pick(trained), test, train.pick(decision))
 
 
 def _decision_items(seed: int, items: Sequence[str]) -> set[str]:
-    """Source items whose examples are the decision set: in an order that a hash with ``seed`` gives."""
+    """Source items whose examples are the decision set: in an order that a hash with ``seed`` gives, without those that
+    would make it too large."""
     wanted = min(max(len(items) // 8, 32), 256, len(items) // 2)
     counts = Counter(items)
     chosen: set[str] = set()
     taken = 0
     for item in sorted(counts, key=lambda item: derive_seed(seed, "decision set", item)):
-        if taken >= wanted:
-            break
-        chosen.add(item)
-        taken += counts[item]
+        if taken + counts[item] <= wanted:
+            chosen.add(item)
+            taken += counts[item]
     return chosen
 
 

@@ -31,9 +31,9 @@ from tap_core.settings.base import Settings
 STATE_DIRECTORY = "state"
 POINTER = "current.json"
 PERSONAL, HOME = "personal.safetensors", "home.safetensors"
-FORMAT = 2
-READABLE = (1, FORMAT)
-"""Format 1 is of before components could stay at home."""
+FORMAT = 3
+READABLE = (1, 2, FORMAT)
+"""Format 1 is of before components could stay at home, format 2 of before tasks could select a set of their own."""
 _JOINT = "::"
 
 Tensors = dict[ComponentName, dict[str, np.ndarray]]
@@ -89,7 +89,9 @@ class PendingUpdate:
 class StoredState:
     """One generation. ``round``: the last completed one, -1 before the first; histories are by task (section 4).
 
-    ``home``: w_r, float32, of each component that stayed at home in that round.
+    ``home``: w_r, float32, of each component that stayed at home in that round. ``rounds``: how many the device took
+    part in. ``selected``: at the end, the name of the set that a task selected in place of the personal one, by task;
+    ``candidates``: those sets, by name.
     """
 
     round: int
@@ -99,6 +101,13 @@ class StoredState:
     personal_loss: Mapping[TaskName, float]
     pending: PendingUpdate | None = None
     home: PersonalTensors = field(default_factory=lambda: PersonalTensors({}))
+    rounds: int = 0
+    selected: Mapping[TaskName, str] = field(default_factory=dict)
+    candidates: Mapping[str, PersonalTensors] = field(default_factory=dict)
+
+    def personal_for(self, task: TaskName) -> PersonalTensors:
+        """The set that answers for a task."""
+        return self.candidates[self.selected[task]] if task in self.selected else self.personal
 
 
 class _Pending(Settings):
@@ -120,6 +129,8 @@ class _Pointer(Settings):
     federated_loss: dict[TaskName, float | None]
     personal_loss: dict[TaskName, float | None]
     pending: _Pending | None
+    rounds: int = 0
+    selected: dict[TaskName, str] = Field(default={})
     files: dict[str, Digest] = Field(description="sha256 by path below the generation's directory.")
 
 
@@ -151,8 +162,9 @@ class PrivateStore:
             return None
         directory = self._directory / str(pointer.generation)
         files = {name: self._read_file(directory / name, digest) for name, digest in pointer.files.items()}
-        if PERSONAL not in files:
-            raise self._damaged(f"{POINTER} names no {PERSONAL}")
+        for needed in (PERSONAL, *(_candidate_name(name) for name in pointer.selected.values())):
+            if needed not in files:
+                raise self._damaged(f"{POINTER} names no {needed}")
         personal = self._tensors_of(PERSONAL, files)
         home = self._tensors_of(HOME, files) if HOME in files else PersonalTensors({})
         pending = None
@@ -172,6 +184,9 @@ class PrivateStore:
             {task: math.inf if loss is None else loss for task, loss in pointer.personal_loss.items()},
             pending,
             home,
+            pointer.rounds,
+            pointer.selected,
+            {name: self._tensors_of(_candidate_name(name), files) for name in set(pointer.selected.values())},
         )
 
     def _tensors_of(self, name: str, files: Mapping[str, bytes]) -> PersonalTensors:
@@ -190,6 +205,9 @@ class PrivateStore:
         files = {PERSONAL: save(_joined(state.personal.for_training()))}
         if state.home.components:
             files[HOME] = save(_joined(state.home.for_training()))
+        files |= {
+            _candidate_name(name): save(_joined(tensors.for_training())) for name, tensors in state.candidates.items()
+        }
         if state.pending is not None:
             files |= {_blob_name(digest): data for digest, data in state.pending.blobs.items()}
         for name, data in files.items():
@@ -213,6 +231,8 @@ class PrivateStore:
                 examples=dict(state.pending.examples),
                 digests=dict(state.pending.digests),
             ),
+            rounds=state.rounds,
+            selected=dict(state.selected),
             files={name: digest_of(data) for name, data in files.items()},
         )
         replace_private(self._directory / POINTER, pointer.model_dump_json(indent=1).encode())
@@ -262,6 +282,11 @@ class PrivateStore:
 
 def _finite(loss: float) -> float | None:
     return loss if math.isfinite(loss) else None
+
+
+def _candidate_name(name: str) -> str:
+    """The file of a set that a task selected; names of sets are words of the algorithms' own."""
+    return f"selected-{name.replace(' ', '-')}.safetensors"
 
 
 def _blob_name(digest: Digest) -> str:

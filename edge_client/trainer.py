@@ -99,7 +99,8 @@ class LocalTrainer:
             outcome = self._participant.finish(tensors, state, on_progress, distilling=distilling, home=home)
         except torch.OutOfMemoryError:
             raise out_of_memory() from None
-        _require_finite("personal", outcome.state.personal)
+        for name, tensors in {"personal": outcome.state.personal, **outcome.state.candidates}.items():
+            _require_finite(name, tensors)
         results = {task: dataclasses.asdict(result) for task, result in sorted(outcome.results.items())}
         return _stored(outcome.state, None), results, outcome.samples
 
@@ -110,7 +111,7 @@ class LocalTrainer:
         """
         self._require_own_shapes(stored)
         model, data = self._participant.model, self._participant.data[task]
-        model.load("personal", stored.personal.for_training())
+        model.load("personal", stored.personal_for(task).for_training())
         return export_task(model, task, directory, data.test or data.train)
 
     def _device_state(self, stored: StoredState | None) -> DeviceState:
@@ -124,12 +125,19 @@ class LocalTrainer:
             personal_loss=dict(stored.personal_loss),
             finished=stored.finished,
             home=stored.home.for_training(),
+            rounds=stored.rounds,
+            selected=dict(stored.selected),
+            candidates={name: tensors.for_training() for name, tensors in stored.candidates.items()},
         )
 
     def _require_own_shapes(self, stored: StoredState) -> None:
         """Raise StateError unless the stored personal set, and what stays at home, have the shapes of this model."""
-        personal, home = (_shapes_of(tensors.for_training()) for tensors in (stored.personal, stored.home))
-        odd = sorted(c for c in {*personal, *self._shapes} if personal and personal.get(c) != self._shapes.get(c))
+        home = _shapes_of(stored.home.for_training())
+        odd = list[str]()
+        for personal in (
+            _shapes_of(tensors.for_training()) for tensors in (stored.personal, *stored.candidates.values())
+        ):
+            odd += sorted(c for c in {*personal, *self._shapes} if personal and personal.get(c) != self._shapes.get(c))
         odd += sorted(c for c in home if home[c] != self._shapes.get(c))
         if odd:
             raise StateError(
@@ -216,4 +224,7 @@ def _stored(state: DeviceState, pending: PendingUpdate | None) -> StoredState:
         personal_loss=dict(state.personal_loss),
         pending=pending,
         home=PersonalTensors({c: {k: v.astype(np.float32) for k, v in g.items()} for c, g in state.home.items()}),
+        rounds=state.rounds,
+        selected=dict(state.selected),
+        candidates={name: PersonalTensors(tensors) for name, tensors in state.candidates.items()},
     )

@@ -95,7 +95,7 @@ def _mean(tensors: list[np.ndarray], weights: list[float], examples: float, dtyp
             term *= weight
             total += term
         total /= examples
-        out[start:end] = _round_once(total, dtype)
+        out[start:end] = round_once(total, dtype)
     return mean
 
 
@@ -113,7 +113,7 @@ def _of_sorted(
         for place, tensor in enumerate(flat):
             values[:, place] = tensor[start:end]
         values.sort(axis=1)
-        out[start:end] = _round_once(middle(values.T), dtype)
+        out[start:end] = round_once(middle(values.T), dtype)
     return result
 
 
@@ -133,7 +133,7 @@ def _trimmed_mean(count: int) -> Callable[[np.ndarray], np.ndarray]:
     return middle
 
 
-def _round_once(values: np.ndarray, dtype: "np.dtype[Any]") -> np.ndarray:
+def round_once(values: np.ndarray, dtype: "np.dtype[Any]") -> np.ndarray:
     """float64 to ``dtype``, to nearest and ties to even.
 
     numpy's cast to bfloat16 goes through float32 and so rounds twice. Rounding to odd on the way keeps in the last bit

@@ -90,6 +90,15 @@ def family(component: ComponentName) -> ComponentFamily:
     )
 
 
+def is_lora_a(tensor: str) -> bool:
+    """Whether a component's tensor is the first factor of an adapter, which its input meets first."""
+    return tensor.endswith(".lora_A")
+
+
+def is_lora_b(tensor: str) -> bool:
+    return tensor.endswith(".lora_B")
+
+
 def components_of_task(task: Task) -> tuple[ComponentName, ...]:
     """Every component that ``task`` uses, sorted (docs/method.md section 3)."""
     names = {decoder(task.name)}

@@ -14,8 +14,10 @@ TRAINING_LIBRARIES = {"torch", "transformers", "peft", "accelerate", "datasets",
 MOST_LINES = 450  # a hint that a module may hold two ideas, no law
 TORCH_FREE_CORE = (
     "tap_core.aggregation",
+    "tap_core.server",
     "tap_core.algorithms",
     "tap_core.algorithms.replacement",
+    "tap_core.algorithms.tap",
     "tap_core.cohorts",
     "tap_core.command_line",
     "tap_core.components",

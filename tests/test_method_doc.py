@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tap_core.settings.federation import FederationConfig, LoraRank, PerKind
+from tap_core.settings.federation import FederationConfig, LoraRank
+from tap_core.settings.per_kind import PerKind
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ from edge_client.config import directory_or_hub_id, load_client_config
 from edge_client.datasets import load_tasks
 from protocol.names import ComponentName as WireName
 from protocol.tensors import ComponentTensors, digest_of, encode_tensors
+from tap_core.algorithms import algorithm_of
 from tap_core.algorithms.base import on_wire
 from tap_core.algorithms.participant import Participant, RoundOutcome
 from tap_core.errors import UsageError
@@ -45,6 +46,11 @@ def init_federation(path: Path, directory: Path) -> FederationManifest:
     config = load_federation(path)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(f"{directory} exists and is not empty; give another --out or remove it first")
+    if not algorithm_of(config).shares_whole_components:
+        raise UsageError(
+            f"algorithm {config.algorithm.name!r} with these settings does not share whole components, and runs in tap "
+            "simulate alone; choose another algorithm, or other rounds.factors, for a federation of devices"
+        )
     digest = foundation_digest(config.foundation)
     with new_directory(directory) as partial:
         (partial / COMPONENTS_DIRECTORY).mkdir()

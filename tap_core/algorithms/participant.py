@@ -5,8 +5,10 @@ between calls: a device's state goes in and comes out, so that a caller can make
 sockets or other devices.
 """
 
+import copy
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from tap_core.algorithms import ALGORITHMS
-from tap_core.algorithms.base import DeviceState, Local, on_wire
+from tap_core.algorithms import algorithm_of
+from tap_core.algorithms.base import Algorithm, DeviceState, Federated, Final, on_wire
+from tap_core.algorithms.device import Local
 from tap_core.cohorts import own_values
 from tap_core.components import examples_per_component
+from tap_core.errors import UsageError
 from tap_core.examples import Example, TaskData
 from tap_core.model.adapters import ParameterSet
 from tap_core.model.tap_model import TapModel, Tensors
@@ -53,6 +57,20 @@ class RoundReport:
     replaced: dict[TaskName, bool]
     replaced_components: tuple[ComponentName, ...]
     seconds: float
+    shares: dict[ComponentName, float] = field(default_factory=dict)
+    """Of components that took over a part of the federated value: how much (soft replacement)."""
+
+
+@dataclass(frozen=True)
+class FederatedPart:
+    """Steps 1 and 2 of a round, with what is sent of it and what stays at home: the same for every algorithm that
+    follows the common trajectory."""
+
+    round: int
+    federated: Federated
+    update: LocalUpdate
+    home: Tensors
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -77,6 +95,8 @@ class TaskResult:
     stage1: float
     personal: float
     floor_answer: str = ""
+    selected: str = ""
+    """The set that the task selected in place of x_i, if it did."""
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -120,7 +140,11 @@ class Participant:
         self.runtime = Runtime() if runtime is None else runtime
         self.resources = Resources(self.runtime, private)
         self.tasks = config.tasks_named(data)
-        self.algorithm = ALGORITHMS.named(config.algorithm)(config)
+        self.algorithm: Algorithm[Any] = algorithm_of(config)
+        if bare := [name for name in sorted(data) if config.cuts_decision_set and not data[name].decision]:
+            raise UsageError(
+                f"algorithm {config.algorithm.name!r} decides on held-out examples; task {bare[0]!r} has none"
+            )
         for task in self.tasks:
             model.preprocessor.fit(task, data[task.name].train)
 
@@ -131,7 +155,20 @@ class Participant:
 
     def initial_state(self) -> DeviceState:
         """The state before the first participation."""
-        return self.algorithm.init(tuple(self.data))
+        return DeviceState.initial(tuple(self.data))
+
+    def with_algorithm(self, config: FederationConfig) -> "Participant":
+        """The same device, model and data under another algorithm.
+
+        Args:
+            config: Settings that differ in the algorithm alone.
+
+        Returns:
+            A participant that shares this one's model: one of them can be at work at a time.
+        """
+        other = copy.copy(self)
+        other.config, other.algorithm = config, algorithm_of(config)
+        return other
 
     def take_part(
         self,
@@ -142,15 +179,14 @@ class Participant:
         *,
         home: Mapping[ComponentName, int] | None = None,
     ) -> RoundOutcome:
-        """Steps 1 to 5 of a round of stage 1.
+        """A round of stage 1: `federate`, then `personalize`.
 
         Args:
             round_number: Which round, from 0.
             received: The global value of each owned component.
             state: What the device kept from its last participation.
             on_progress: Told of each step of training.
-            home: The owned components that stay at home, each with the version that the coordinator has of it. They are
-                not in the update, and start from the device's own value where `own_values` says so.
+            home: As in `federate`.
 
         Returns:
             The state to keep, the update to send, and what happened.
@@ -159,27 +195,91 @@ class Participant:
             ValueError: ``received`` is not exactly the owned components.
             Diverged: Training left the finite numbers; ``state`` is still good.
         """
+        part = self.federate(round_number, received, state, on_progress, home=home)
+        return self.personalize(part, state, on_progress)
+
+    def federate(
+        self,
+        round_number: int,
+        received: Tensors,
+        state: DeviceState,
+        on_progress: OnProgress | None = None,
+        *,
+        home: Mapping[ComponentName, int] | None = None,
+    ) -> FederatedPart:
+        """Steps 1, 2 and 5 of a round of stage 1.
+
+        Args:
+            round_number: Which round, from 0.
+            received: The global value of each owned component.
+            state: What the device kept from its last participation.
+            on_progress: Told of each step of training.
+            home: The owned components that stay at home, each with the version that the coordinator has of it. They are
+                not in the update, and start from the device's own value where `own_values` says so. So do the tensors
+                that the algorithm does not share.
+
+        Returns:
+            What came of it, with the update to send.
+
+        Raises:
+            ValueError: ``received`` is not exactly the owned components.
+            Diverged: Training left the finite numbers; ``state`` is still good.
+        """
         home = {} if home is None else home
         began = time.monotonic()
-        local = self._local(on_progress)
-        self.model.load("federated", starting_values(received, state, home))  # step 1
-        part = self.algorithm.take_part(local, round_number, state)  # steps 2 to 4
+        shares = self.algorithm.is_shared
+        self.model.load("federated", starting_values(received, state, home, shares))  # step 1
+        federated = self.algorithm.federate(self._local(on_progress), round_number, state)  # step 2
         # 5: of the federated set what others share goes out, and nothing else
-        wire = on_wire(part.trained, self.config.wire.dtype)
+        wire = on_wire(federated.trained, self.config.wire.dtype)
+        sent = {
+            name: {key: value for key, value in group.items() if shares(name, key)}
+            for name, group in wire.items()
+            if name not in home
+        }
+        sent = {name: group for name, group in sent.items() if group or not wire[name]}
+        kept = {
+            name: {key: value for key, value in group.items() if key not in sent.get(name, {})}
+            for name, group in sorted(wire.items())
+        }
         examples = examples_per_component(self.tasks, self.examples)
-        sent = [name for name in wire if name not in home]
-        update = LocalUpdate(round_number, {name: examples[name] for name in sent}, {name: wire[name] for name in sent})
-        kept = {name: wire[name] for name in sorted(home)}
-        after = DeviceState(round_number, part.personal, part.federated_loss, part.personal_loss, home=kept)
-        report = RoundReport(
-            round_number,
-            part.federated_loss,
-            part.personal_loss,
-            part.replaced,
-            part.replaced_components,
-            time.monotonic() - began,
+        update = LocalUpdate(round_number, {name: examples[name] for name in sent}, sent)
+        kept = {name: group for name, group in kept.items() if group or name in home}
+        return FederatedPart(round_number, federated, update, kept, time.monotonic() - began)
+
+    def personalize(
+        self, part: FederatedPart, state: DeviceState, on_progress: OnProgress | None = None
+    ) -> RoundOutcome:
+        """Steps 3 and 4, along what `federate` came to.
+
+        Args:
+            part: What it came to, under this algorithm or another that follows the same trajectory.
+            state: What the device kept from its last participation.
+            on_progress: Told of each step of training.
+
+        Returns:
+            The state to keep, the update to send, and what happened.
+
+        Raises:
+            Diverged: Training left the finite numbers; ``state`` is still good.
+        """
+        began = time.monotonic()
+        federated = part.federated
+        self.model.load("federated", federated.trained)
+        personal = self.algorithm.personalize(self._local(on_progress), part.round, state, federated)
+        after = DeviceState(
+            part.round, personal.tensors, federated.loss, personal.loss, home=part.home, rounds=state.rounds + 1
         )
-        return RoundOutcome(after, update, report)
+        report = RoundReport(
+            part.round,
+            federated.loss,
+            {task: loss for task, loss in personal.loss.items() if math.isfinite(loss)},
+            personal.replaced,
+            personal.replaced_components,
+            part.seconds + time.monotonic() - began,
+            personal.shares,
+        )
+        return RoundOutcome(after, part.update, report)
 
     def finish(
         self,
@@ -207,33 +307,38 @@ class Participant:
         """
         local = self._local(on_progress)
         accelerator = local.accelerator
-        final = starting_values(received, state, {} if home is None else home)
+        final = starting_values(received, state, {} if home is None else home, self.algorithm.is_shared)
         self.model.load("federated", final)
         self.model.load("personal", state.personal or final)
         measured = [task for task in self.tasks if self.data[task.name].test]
 
         settings = self.config.evaluation
 
-        def scores(parameter_set: ParameterSet) -> dict[TaskName, Score]:
+        def scores(parameter_set: ParameterSet, tasks: Sequence[TaskConfig] = measured) -> dict[TaskName, Score]:
             return {
                 t.name: evaluate(self.model, parameter_set, t, self.data[t.name].test, accelerator, settings)
-                for t in measured
+                for t in tasks
             }
 
         chosen = {task.name: _spread(self.data[task.name].test, SAMPLES) for task in measured}
 
-        def outputs(parameter_set: ParameterSet) -> dict[TaskName, list[str]]:
-            return {t.name: samples(self.model, parameter_set, t, chosen[t.name], accelerator) for t in measured}
+        def outputs(parameter_set: ParameterSet, tasks: Sequence[TaskConfig] = measured) -> dict[TaskName, list[str]]:
+            return {t.name: samples(self.model, parameter_set, t, chosen[t.name], accelerator) for t in tasks}
 
         federated, federated_outputs, stage1 = scores("federated"), outputs("federated"), scores("personal")
-        if distilling:
-            self.algorithm.finish(local, state)
-        personal, personal_outputs = scores("personal"), outputs("personal")
+        end = self.algorithm.finish(local, state) if distilling else Final(self.model.state("personal"))
+        after = replace(state, personal=end.personal, selected=end.selected, candidates=end.candidates, finished=True)
+        personal, personal_outputs = dict[TaskName, Score](), dict[TaskName, list[str]]()
+        for task in measured:
+            self.model.load("personal", after.personal_for(task.name))
+            personal |= scores("personal", [task])
+            personal_outputs |= outputs("personal", [task])
         results = {
             task.name: self._result(
                 task,
                 {"federated": federated[task.name], "stage1": stage1[task.name], "personal": personal[task.name]},
                 accelerator,
+                end.selected.get(task.name, ""),
             )
             for task in measured
         }
@@ -246,10 +351,11 @@ class Participant:
             ]
             for task in measured
         }
-        after = replace(state, personal=self.model.state("personal"), finished=True)
         return FinishOutcome(after, results, rows)
 
-    def _result(self, task: TaskConfig, scores: Mapping[str, Score], accelerator: Accelerator) -> TaskResult:
+    def _result(
+        self, task: TaskConfig, scores: Mapping[str, Score], accelerator: Accelerator, selected: str
+    ) -> TaskResult:
         data, main = self.data[task.name], task_kind(task.kind).metrics[0]
         kind = task_kind(task.kind)
         neighbours = nearest(self.model, task, data, accelerator) if kind.generates_text else None
@@ -262,6 +368,7 @@ class Participant:
             n_test=len(data.test),
             **{name: score.main for name, score in every.items()},
             floor_answer=answer,
+            selected=selected,
             intervals={name: score.interval for name, score in every.items()},
             metrics={
                 metric: {name: score.values[metric] for name, score in every.items()} for metric in constant.values
@@ -282,9 +389,20 @@ class Participant:
         return Local(self.config, self.device, self.model, self.data, accelerator, on_progress, self.resources)
 
 
-def starting_values(received: Tensors, state: DeviceState, home: Mapping[ComponentName, int]) -> Tensors:
-    """What w_i starts from: of components at home the device's own value where it counts, of others what came."""
-    return {**received, **{name: state.home[name] for name in own_values(home, state.home, state.round)}}
+def starting_values(
+    received: Tensors,
+    state: DeviceState,
+    home: Mapping[ComponentName, int],
+    shares: Callable[[ComponentName, str], bool],
+) -> Tensors:
+    """What w_i starts from: of components at home the device's own value where it counts, of others what came, but for
+    the tensors that are not shared, of which the device has its own once it has taken part."""
+    own = {name: state.home[name] for name in own_values(home, state.home, state.round)}
+    unshared = {
+        name: {key: value for key, value in group.items() if not shares(name, key)}
+        for name, group in state.home.items()
+    }
+    return {name: {**group, **unshared.get(name, {})} for name, group in received.items()} | own
 
 
 def _spread(examples: Sequence[Example], count: int) -> list[Example]:

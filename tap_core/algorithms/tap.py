@@ -1,4 +1,4 @@
-"""TAP, Two-Stage Adaptive Personalization (arXiv 2509.26524), on one device: docs/method.md sections 4 and 5.
+"""TAP, Two-Stage Adaptive Personalization (arXiv 2509.26524), on one device: docs/method.md sections 4, 5 and 9.
 
 It reads as the sections do. It does not know who carries tensors, files or other devices.
 """
@@ -6,103 +6,199 @@ It reads as the sections do. It does not know who carries tensors, files or othe
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-import torch
-from accelerate import Accelerator
-from torch import Tensor
+from pydantic import Field
 
-from tap_core.algorithms.base import Algorithm, DeviceState, Local, Part
-from tap_core.algorithms.replacement import replaced_components
-from tap_core.examples import Example
-from tap_core.model.adapters import ParameterSet
-from tap_core.model.dropout import without_dropout
-from tap_core.model.tap_model import TapModel
-from tap_core.names import TaskName
-from tap_core.settings.federation import FederationConfig, TaskConfig
-from tap_core.tasks import task_kind
-from tap_core.tasks.batch import TaskBatch
-from tap_core.training.loop import Extra
+from tap_core.algorithms.base import Algorithm, DeviceState, Federated, Final, Personal, mixed, no_history
+from tap_core.algorithms.replacement import Fired, SharedReplacement, groups, replaced_components
+from tap_core.algorithms.selection import select
+from tap_core.settings.base import AlgorithmSettings, Settings, one_of
+from tap_core.settings.per_kind import Betas, Margins
 from tap_core.training.optimizer import warmed_up
 from tap_core.triggers import DECISIONS, INDICATORS
 from tap_core.triggers.base import Evidence
 
-BATCH = 64
-"""Held-out examples that are scored at a time."""
+if TYPE_CHECKING:
+    from tap_core.algorithms.base import Tensors
+    from tap_core.algorithms.device import Local
+    from tap_core.names import ComponentName, TaskName
+    from tap_core.settings.federation import FederationConfig, TaskConfig
 
 
-class Tap(Algorithm):
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""How much of another set a mixture may have."""
+
+
+class DistillationSettings(Settings):
+    """Stage 2 (docs/method.md section 5)."""
+
+    steps: int = Field(
+        default=50, ge=0, description="P, steps of the teacher and then of the student; 0 skips stage 2."
+    )
+    learning_rate: float = Field(default=1e-4, gt=0, description="Constant, of teacher and student.")
+    temperature: float = Field(default=1.0, gt=0, description="T of the softmax.")
+    beta: Betas = Field(default=Betas(), description="By task kind: the weight of distillation beside the task's loss.")
+    patience: int = Field(
+        default=0,
+        ge=0,
+        description="Steps that may bring nothing on the decision sets before teacher or student ends its training, "
+        "with the best values; 0: all steps in any case.",
+    )
+    skip_worse: bool = Field(
+        default=False,
+        description="Whether a task is not taught whose teacher is worse than the personal set on the decision set.",
+    )
+
+
+class TapSettings(AlgorithmSettings):
+    """When personal components are replaced, and how the global model teaches the personal one at the end."""
+
+    indicator: Annotated[str, one_of(INDICATORS)] = Field(
+        default="loss", description="What held-out examples are scored by, for decisions that compare on them."
+    )
+    decision: Annotated[str, one_of(DECISIONS)] = Field(
+        default="fixed", description="When a task takes over the federated components."
+    )
+    margins: Margins = Field(
+        default=Margins(),
+        description="By task kind: how much lower the federated loss must be than the personal one to replace it.",
+    )
+    shared_replacement: SharedReplacement = Field(
+        default="all",
+        description="Whether all or any of the local tasks that use a component must trigger before it is replaced.",
+    )
+    k: float = Field(
+        default=1.0, ge=0, description="For the decision paired: standard errors by which the federated set is better."
+    )
+    replacement: Literal["hard", "soft"] = Field(
+        default="hard",
+        description="Whether what is replaced becomes a copy, or the mixture that is best on the decision sets.",
+    )
+    stage1: bool = Field(
+        default=True,
+        description="Whether rounds train a personal set; if not, stage 2 starts from the global one.",
+    )
+    selection: bool = Field(
+        default=False,
+        description="Whether each task chooses at the end, on its decision set, what answers for it.",
+    )
+    distillation: DistillationSettings = Field(default=DistillationSettings(), description="Stage 2.")
+
+    @property
+    def needs_decision_set(self) -> bool:
+        stage2 = self.distillation
+        looks = (self.replacement == "soft", self.selection, stage2.patience > 0, stage2.skip_worse)
+        return any(looks) or DECISIONS[self.decision].needs_held_out
+
+
+class Tap(Algorithm[TapSettings]):
     """Replacement by a trigger in stage 1, distillation in stage 2."""
 
-    def __init__(self, config: FederationConfig) -> None:
-        super().__init__(config)
-        self.decision = DECISIONS.named(config.tap.decision)(config.tap)
-        self.indicator = INDICATORS.named(config.tap.indicator)()
+    Settings = TapSettings
 
-    def take_part(self, local: Local, round_number: int, state: DeviceState) -> Part:
-        """Section 4. Step 1, loading w_i strictly, is the caller's, and so is step 5, what is sent."""
-        model, training = local.model, self.config.training
-        rate = warmed_up(self.config, round_number)
-        # 2: train w_i
-        federated_loss = local.train("federated", "federated", round_number, steps=training.steps, learning_rate=rate)
+    def __init__(self, config: "FederationConfig", settings: TapSettings) -> None:
+        super().__init__(config, settings)
+        self.decision = DECISIONS.named(settings.decision)(settings)
+        self.indicator = INDICATORS.named(settings.indicator)()
+
+    def personalize(self, local: "Local", round_number: int, state: DeviceState, federated: Federated) -> Personal:
+        """Section 4, steps 3 and 4."""
+        if not self.settings.stage1:
+            return Personal(state.personal, no_history(local.tasks))
+        model, trained = local.model, federated.trained
         # 3: where the trigger of a task fires, its part of the personal set becomes a copy of the trained one
-        trained = model.state("federated")
         before = state.personal or trained
         model.load("personal", before)
-        fired = {task.name: self._fires(local, task, federated_loss, state) for task in local.tasks}
-        replaced = replaced_components(local.tasks, fired, self.config.tap.shared_replacement)
+        fired = {task.name: self._fires(local, task, federated.loss, state) for task in local.tasks}
+        replaced = replaced_components(local.tasks, fired, self.settings.shared_replacement)
         model.load("personal", {**before, **{name: trained[name] for name in replaced}})
+        shares = self._soften(local, before, trained, replaced) if self.settings.replacement == "soft" else {}
         # 4: train x_i on other batches
-        personal_loss = local.train("personal", "personal", round_number, steps=training.steps, learning_rate=rate)
-        return Part(trained, model.state("personal"), federated_loss, personal_loss, fired, replaced)
+        rate, steps = warmed_up(self.config, round_number), self.config.training.steps
+        loss = local.train("personal", "personal", round_number, steps=steps, learning_rate=rate)
+        took = tuple(name for name in replaced if shares.get(name, 1) > 0)
+        said = {name: R if isinstance(R, bool) else any(R.values()) for name, R in fired.items()}
+        return Personal(model.state("personal"), loss, said, took, shares)
 
-    def finish(self, local: Local, state: DeviceState) -> None:
+    def finish(self, local: "Local", state: DeviceState) -> Final:
         """Section 5: the global model, trained on locally for a while, teaches the personal one."""
-        settings = self.config.distillation
-        if settings.steps == 0:
-            return
-        train = functools.partial(local.train, steps=settings.steps, learning_rate=settings.learning_rate)
-        train("federated", "teacher", "stage 2")
-        train("personal", "student", "stage 2", extra=teaching(local.model, self.config, local.accelerator))
+        from tap_core.algorithms.distillation import teaching
+
+        model, settings = local.model, self.settings.distillation
+        sets = {"received": model.state("federated"), "stage1": model.state("personal")}
+        if settings.steps:
+            train = functools.partial(
+                local.train, steps=settings.steps, learning_rate=settings.learning_rate, patience=settings.patience
+            )
+            train("federated", "teacher", "stage 2")
+            taught = None if not settings.skip_worse else self._taught(local)
+            train("personal", "student", "stage 2", extra=teaching(model, settings, local.accelerator, taught))
+        personal = model.state("personal") if settings.steps else sets["stage1"]
+        if not self.settings.selection:
+            return Final(personal)
+        if settings.steps:
+            teacher = model.state("federated")
+            means = {f"mean-{share}": mixed(personal, teacher, share) for share in SHARES[1:-1]}
+            sets = {"received": sets["received"], "teacher": teacher, **sets, "distilled": personal, **means}
+        return self._selected(local, personal, sets)
 
     def _fires(
-        self, local: Local, task: TaskConfig, federated_loss: Mapping[TaskName, float], state: DeviceState
-    ) -> bool:
+        self, local: "Local", task: "TaskConfig", federated_loss: Mapping["TaskName", float], state: DeviceState
+    ) -> Fired:
         """R[o]. A history of infinity is that of a device which has not taken part yet."""
-        if state.personal_loss[task.name] == math.inf:
-            return math.isfinite(federated_loss[task.name])
+        ours, theirs = federated_loss[task.name], state.personal_loss[task.name]
+        if theirs == math.inf:
+            return math.isfinite(ours)
+        if self.indicator.of_components and self.decision.needs_held_out:
+            gains = self.indicator.gains(local, task)
+            return {
+                name: self.decision.replaces(Evidence(task, ours, theirs, lambda gain=gain: (0 * gain, gain)))  # type: ignore[misc]
+                for name, gain in gains.items()
+            }
 
         @functools.cache
         def held_out() -> tuple[np.ndarray, np.ndarray]:
-            examples = local.data[task.name].decision
-            return self._scores(local, "federated", task, examples), self._scores(local, "personal", task, examples)
+            return local.scores(self.indicator, "federated", task), local.scores(self.indicator, "personal", task)
 
-        evidence = Evidence(task, federated_loss[task.name], state.personal_loss[task.name], held_out)
-        return self.decision.replaces(evidence)
+        return self.decision.replaces(Evidence(task, ours, theirs, held_out))
 
-    def _scores(
-        self, local: Local, parameter_set: ParameterSet, task: TaskConfig, examples: Sequence[Example]
-    ) -> np.ndarray:
-        local.model.eval()
-        parts = []
-        for start in range(0, len(examples), BATCH):
-            rows = [examples[i] for i in range(start, min(start + BATCH, len(examples)))]
-            batch = local.model.preprocessor.batch(task, rows).to(local.accelerator.device)
-            with torch.no_grad(), local.accelerator.autocast():
-                parts.append(self.indicator.scores(local.model, parameter_set, batch).double().cpu().numpy())
-        return np.concatenate(parts) if parts else np.empty(0)
+    def _soften(
+        self, local: "Local", before: "Tensors", trained: "Tensors", replaced: "Sequence[ComponentName]"
+    ) -> "dict[ComponentName, float]":
+        """Give each group of components that would be replaced, one after the other, the mixture of x and w with the
+        least decision loss. Returns the share of w by component. The personal set is left with them."""
+        now, shares = dict(before), dict["ComponentName", float]()
+        for users, names in groups(local.tasks, replaced).items():
+            ours = {name: before[name] for name in names}
+            mixtures = {share: {**now, **mixed(ours, trained, share)} for share in SHARES}
+            local.model.load("personal", now)
+            score = local.relative_loss("personal", local.config.tasks_named(users))
+            scores = {}
+            for share, mixture in mixtures.items():
+                local.model.load("personal", mixture)
+                scores[share] = score()
+            best = min(SHARES, key=scores.__getitem__)  # of equal ones the first, which takes over least
+            now, shares = mixtures[best], {**shares, **dict.fromkeys(names, best)}
+        local.model.load("personal", now)
+        return shares
 
+    def _taught(self, local: "Local") -> "Callable[[TaskName], bool]":
+        """Which tasks have a teacher that is better than their pupil."""
+        better = {
+            task.name: local.losses("federated", task).mean() < local.losses("personal", task).mean()
+            for task in local.tasks
+        }
+        return better.__getitem__
 
-def teaching(model: TapModel, config: FederationConfig, accelerator: Accelerator) -> Extra:
-    """beta[t(o)] T^2 KL(teacher || student) per example, the federated set being the teacher, frozen, in eval mode."""
-    settings = config.distillation
-
-    def extra(batch: TaskBatch) -> Callable[[Tensor], Tensor]:
-        # no dropout in the teacher: its values do not depend on the student's draws
-        with without_dropout(), torch.no_grad(), accelerator.autocast():
-            taught = model(batch, "federated")
-        kind = task_kind(batch.task.kind)
-        beta = settings.beta.of(kind.name)
-        return lambda output: beta * kind.divergence(output, taught, batch.target, settings.temperature)
-
-    return extra
+    def _selected(self, local: "Local", personal: "Tensors", sets: "Mapping[str, Tensors]") -> Final:
+        """Each task's choice among the sets, of which the simpler come first."""
+        losses: dict[TaskName, dict[str, np.ndarray]] = {task.name: {} for task in local.tasks}
+        for name, values in sets.items():
+            local.model.load("personal", values)
+            for task in local.tasks:
+                losses[task.name][name] = local.losses("personal", task)
+        chosen = {task: select(found) for task, found in losses.items()}
+        others = {task: name for task, name in chosen.items() if sets[name] is not personal}
+        return Final(personal, others, {name: sets[name] for name in sorted(set(others.values()))})

@@ -1,10 +1,12 @@
 """What every table of settings is: frozen, unknown keys refused; and what may be a name. No torch."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from tap_core.errors import UsageError
 from tap_core.names import DeviceName, TaskName
+from tap_core.registry import Registry
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -17,3 +19,27 @@ class Settings(BaseModel):
     """Base of every settings table: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class AlgorithmSettings(Settings):
+    """The `[algorithm]` table: the name of an algorithm, and in its subclass what that algorithm can be told."""
+
+    name: str = Field(default="tap", description="What devices do in a round and at the end.")
+
+    @property
+    def needs_decision_set(self) -> bool:
+        """Whether it looks at examples that are cut from the training items and never trained on."""
+        return False
+
+
+def one_of(registry: Registry[Any]) -> AfterValidator:
+    """A name that the registry has."""
+
+    def known(name: str) -> str:
+        try:
+            registry.require(name)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return name
+
+    return AfterValidator(known)

@@ -11,8 +11,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from tap_core.algorithms import ALGORITHMS
 from tap_core.names import TaskName
-from tap_core.settings.federation import FederationConfig, PerKind
+from tap_core.settings.base import AlgorithmSettings
+from tap_core.settings.federation import FederationConfig
+from tap_core.settings.per_kind import PerKind
 from tap_core.tasks import KINDS
 
 HEAD = """\
@@ -35,13 +38,12 @@ def page() -> str:
         model = model_inside(field.annotation)
         if model is None:
             continue
+        if model is AlgorithmSettings:
+            parts += [f"\n## [{name}]\n", f"{field.description}\n", *_algorithms()]
+            continue
         of_each = ".NAME" if get_origin(field.annotation) is dict else ""
         rows = (row for row in _rows(model) if not (of_each and row[0] == "name"))  # a table's name is in its heading
         parts += [f"\n## [{name}{of_each}]\n", f"{field.description}\n", _table(rows)]
-        for key, inner in model.model_fields.items():
-            kinds = model_inside(inner.annotation)
-            if kinds is not None and issubclass(kinds, PerKind):
-                parts += [f"\n### [{name}.{key}]\n", f"{inner.description}\n", _table(_kinds(kinds))]
     return "\n".join(parts)
 
 
@@ -65,8 +67,30 @@ def _rows(model: type[BaseModel]) -> Iterator[Row]:
             yield key, values(field), default, field.description or ""
         elif model is not FederationConfig and not issubclass(inner, PerKind):
             for name, leaf in inner.model_fields.items():
+                if model_inside(leaf.annotation) is not None:
+                    continue
                 default = _shown(getattr(field.default, name))
                 yield f"{key}.{name}", values(leaf), default, f"{field.description} {leaf.description}"
+
+
+def _algorithms() -> Iterator[str]:
+    """A heading and a table for each algorithm that stands in tap_core, and those of its inner tables of kinds."""
+    for name, algorithm in ALGORITHMS.items():
+        if algorithm.__module__.startswith("tap_core."):
+            model = algorithm.Settings
+            yield f'### name = "{name}"\n'
+            yield f"{(model.__doc__ or '').splitlines()[0]}\n"
+            yield _table(row for row in _rows(model) if row[0] != "name")
+            yield from _tables_of_kinds("algorithm", model)
+
+
+def _tables_of_kinds(where: str, model: type[BaseModel]) -> Iterator[str]:
+    for key, field in model.model_fields.items():
+        inner = model_inside(field.annotation)
+        if inner is not None and issubclass(inner, PerKind):
+            yield from (f"\n#### [{where}.{key}]\n", f"{field.description}\n", _table(_kinds(inner)))
+        elif inner is not None:
+            yield from _tables_of_kinds(f"{where}.{key}", inner)
 
 
 def _kinds(model: type[PerKind]) -> Iterator[Row]:

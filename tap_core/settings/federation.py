@@ -6,19 +6,19 @@ It knows the file format and the limits of each value. It does not know tensors,
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from tap_core.algorithms import ALGORITHMS
 from tap_core.components import Modality
 from tap_core.errors import UsageError
 from tap_core.names import TaskName
-from tap_core.registry import Registry
 from tap_core.samplers import SAMPLERS
-from tap_core.settings.base import Name, Settings, TaskField
+from tap_core.settings.base import AlgorithmSettings, Name, Settings, TaskField, one_of
+from tap_core.settings.toml import explain
 from tap_core.tasks import KINDS, task_kind
-from tap_core.triggers import DECISIONS, INDICATORS
 
 
 def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -27,20 +27,7 @@ def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
-def _one_of(registry: Registry[Any]) -> AfterValidator:
-    """A name that the registry has."""
-
-    def known(name: str) -> str:
-        try:
-            registry.require(name)
-        except UsageError as error:
-            raise ValueError(str(error)) from None
-        return name
-
-    return AfterValidator(known)
-
-
-KindName = Annotated[str, _one_of(KINDS)]
+KindName = Annotated[str, one_of(KINDS)]
 """The name of a task kind (`tap_core.tasks.KINDS`)."""
 
 
@@ -129,7 +116,7 @@ Aggregation = Literal["mean", "trimmed_mean", "median"]
 class RoundsConfig(Settings):
     """How rounds are made up, when they close, and which updates count."""
 
-    sampler: Annotated[str, _one_of(SAMPLERS)] = Field(
+    sampler: Annotated[str, one_of(SAMPLERS)] = Field(
         default="uniform", description="How the devices of a round are drawn."
     )
     total: int = Field(default=200, ge=1, description="T, the number of rounds.")
@@ -149,6 +136,19 @@ class RoundsConfig(Settings):
     )
     aggregation: Aggregation = Field(
         default="mean", description="mean (weighted by examples), trimmed_mean or median (each device counts the same)."
+    )
+    server: Literal["plain", "momentum", "adam"] = Field(
+        default="plain",
+        description="What the coordinator makes of a round's average: all of it, or a step of FedOpt.",
+    )
+    server_rate: float = Field(default=1.0, gt=0, description="Learning rate of momentum and adam at the coordinator.")
+    server_momentum: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
+    server_second: float = Field(default=0.99, ge=0, lt=1, description="Decay of adam's second moment.")
+    server_epsilon: float = Field(default=1e-3, gt=0, description="Of adam: how much change counts as little.")
+    factors: Literal["both", "alternate", "share_a"] = Field(
+        default="both",
+        description="Of each adapter B A: both factors are averaged, each on its own; or rounds train B and A in turn, "
+        "so that the average of the products is exact; or B stays with each device.",
     )
     trim: float = Field(
         default=0.2, gt=0, lt=0.5, description="Share of the updates that trimmed_mean leaves out at either end."
@@ -211,73 +211,30 @@ class TrainingConfig(Settings):
         default=1.0, gt=0, description="Norm that a step's gradient is clipped to; also of stage 2."
     )
     text_length: int = Field(default=256, ge=4, le=4096, description="Most tokens of an input text.")
-
-
-class PerKind(Settings):
-    """One number for each task kind; a kind that is not named has its own default (`tap_core.tasks`)."""
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Annotated[float, Field(ge=0)]] = Field(init=False)
-    default: ClassVar[str]
-    """Which attribute of a task kind is its default."""
-
-    @model_validator(mode="after")
-    def _names_kinds(self) -> "PerKind":
-        for name in self.__pydantic_extra__:
-            if name not in KINDS:
-                raise ValueError(f"no task kind {name!r}; known are {', '.join(KINDS)}")
-        return self
-
-    def of(self, kind: str) -> float:
-        """The number of a kind."""
-        value: float = self.__pydantic_extra__.get(kind, getattr(task_kind(kind), self.default))
-        return value
-
-
-class Margins(PerKind):
-    """Margin of each task kind: how much lower the federated loss must be (docs/method.md section 6)."""
-
-    default = "margin"
-
-
-class Betas(PerKind):
-    """Weight of distillation of each task kind."""
-
-    default = "beta"
-
-
-SharedReplacement = Literal["all", "any"]
-"""Which of the local tasks that use a component must have fired before it is replaced."""
-
-
-class TapConfig(Settings):
-    """Margin replacement (docs/method.md section 4, step 3)."""
-
-    indicator: Annotated[str, _one_of(INDICATORS)] = Field(
-        default="loss", description="What held-out examples are scored by, for decisions that compare on them."
+    proximal: float = Field(
+        default=0.0,
+        ge=0,
+        description="mu of FedProx: mu / 2 times the squared distance from the received values joins w's loss.",
     )
-    decision: Annotated[str, _one_of(DECISIONS)] = Field(
-        default="fixed", description="When a task takes over the federated components."
-    )
-    margins: Margins = Field(
-        default=Margins(),
-        description="By task kind: how much lower the federated loss must be than the personal one to replace it.",
-    )
-    shared_replacement: SharedReplacement = Field(
-        default="all",
-        description="Whether all or any of the local tasks that use a component must trigger before it is replaced.",
+    decision_set: Literal["auto", "always"] = Field(
+        default="auto",
+        description="Whether examples are cut from the training items that the algorithm decides on and never trains "
+        "on: if it needs them, or always, so that algorithms compare on equal training data.",
     )
 
 
-class DistillationConfig(Settings):
-    """Stage 2 (docs/method.md section 5)."""
-
-    steps: int = Field(
-        default=50, ge=0, description="P, steps of the teacher and then of the student; 0 skips stage 2."
-    )
-    learning_rate: float = Field(default=1e-4, gt=0, description="Constant, of teacher and student.")
-    temperature: float = Field(default=1.0, gt=0, description="T of the softmax.")
-    beta: Betas = Field(default=Betas(), description="By task kind: the weight of distillation beside the task's loss.")
+def _settings_of_its_own(values: Any) -> Any:
+    """The settings of the algorithm that the table names, as its own class says them."""
+    if not isinstance(values, Mapping):
+        return values
+    name = values.get("name", "tap")
+    try:
+        settings = ALGORITHMS.named(name).Settings if isinstance(name, str) else AlgorithmSettings
+        return settings.model_validate({"name": name, **values})
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    except ValidationError as error:
+        raise PydanticCustomError("algorithm", "{problem}", {"problem": explain(error, settings)}) from None
 
 
 class EvaluationConfig(Settings):
@@ -308,8 +265,9 @@ class FederationConfig(Settings):
     name: Name = Field(description="The federation's name, which devices must give too.")
     foundation: str = Field(min_length=1, description="Hub id or directory of the pretrained model.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="All that is drawn at random is derived from it.")
-    algorithm: Annotated[str, _one_of(ALGORITHMS)] = Field(
-        default="tap", description="What devices do in a round and at the end."
+    algorithm: Annotated[SerializeAsAny[AlgorithmSettings], BeforeValidator(_settings_of_its_own)] = Field(
+        default_factory=lambda: ALGORITHMS["tap"].Settings(),
+        description="What devices do in a round and at the end: a name, and what that algorithm can be told.",
     )
     tasks: dict[TaskField, TaskConfig] = Field(min_length=1, description="The tasks by name.")
     model: ModelConfig = Field(default=ModelConfig(), description="Sizes of what is built around the frozen encoders.")
@@ -318,12 +276,23 @@ class FederationConfig(Settings):
         default=RoundsConfig(), description="How rounds are made up, when they close, and which updates count."
     )
     training: TrainingConfig = Field(default=TrainingConfig(), description="One phase of local training.")
-    tap: TapConfig = Field(default=TapConfig(), description="When personal components are replaced.")
-    distillation: DistillationConfig = Field(default=DistillationConfig(), description="Stage 2.")
     evaluation: EvaluationConfig = Field(
         default=EvaluationConfig(), description="How the models are measured on the test split."
     )
     wire: WireConfig = Field(default=WireConfig(), description="How components travel and rest.")
+
+    @property
+    def cuts_decision_set(self) -> bool:
+        """Whether a decision set is cut from each task's training items."""
+        return self.training.decision_set == "always" or self.algorithm.needs_decision_set
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_moved_tables(cls, values: Any) -> Any:
+        moved = {"tap": "algorithm", "distillation": "algorithm.distillation"}
+        for old in moved.keys() & values.keys() if isinstance(values, Mapping) else ():
+            raise ValueError(f"table [{old}] is [{moved[old]}] now; rename it")
+        return values
 
     @model_validator(mode="before")
     @classmethod

@@ -1,8 +1,8 @@
 """What a task kind is: the data of its tasks, the decoder, the losses, the metrics, and the answer for an application.
 
 A kind's class is importable without torch, because the coordinator checks settings with it and applications predict
-with it; the three methods that need torch (`head`, `loss`, `divergence`) import it themselves. A kind knows one task at
-a time. It does not know models, files or rounds.
+with it; the four methods that need torch (`head`, `loss`, `divergence`, `uncertainty`) import it themselves. A kind
+knows one task at a time. It does not know models, files or rounds.
 
 Shapes: n examples of a batch.
 """
@@ -57,10 +57,10 @@ class TaskKind(ABC):
     """What the exported graph calls the decoder's output."""
 
     margin: ClassVar[float] = 0.01
-    """Default of `tap.margins` (docs/method.md section 6)."""
+    """Default of `algorithm.margins` (docs/method.md section 6)."""
 
     beta: ClassVar[float] = 0.5
-    """Default of `distillation.beta`: measured, see docs/results.md."""
+    """Default of `algorithm.distillation.beta`: measured, see docs/results.md."""
 
     loss_unit: ClassVar[str] = "nats per example"
 
@@ -174,6 +174,18 @@ class TaskKind(ABC):
         Returns:
             float32 (n,).
         """
+
+    def uncertainty(self, output: "Tensor", target: "Tensor") -> "Tensor":
+        """The entropy of what is predicted; where a kind predicts no distribution, the loss stands in for it.
+
+        Args:
+            output: What the decoder put out (n, ...).
+            target: What `encode` made (n, ...).
+
+        Returns:
+            Of each example, float32 (n,).
+        """
+        return self.loss(output, target)
 
     # --- answers
 

@@ -51,6 +51,11 @@ class Classification(TaskKind):
 
         return kl_divergence(student, teacher, temperature)
 
+    def uncertainty(self, output: "Tensor", target: "Tensor") -> "Tensor":
+        from tap_core.tasks.losses import entropy
+
+        return entropy(output)
+
     def answers(self, output: np.ndarray, task: "TaskConfig", facts: Facts) -> list[Any]:
         indices: list[Any] = output.argmax(axis=-1).tolist()
         return indices

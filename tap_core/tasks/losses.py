@@ -4,6 +4,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def entropy(logits: Tensor) -> Tensor:
+    """Of softmax(logits) over the last axis, in float32: (..., C) to (...)."""
+    logs = F.log_softmax(logits.float(), dim=-1)
+    return -(logs.exp() * logs).sum(-1)
+
+
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(student / T)) over the last axis, in float32: (..., C) to (...)."""
     log_student = F.log_softmax(student.float() / temperature, dim=-1)

@@ -61,14 +61,15 @@ class Multilabel(TaskKind):
 
     def divergence(self, student: "Tensor", teacher: "Tensor", target: "Tensor", temperature: float) -> "Tensor":
         """KL between the two outcomes of each class, mean over the classes."""
-        import torch
-
         from tap_core.tasks.losses import kl_divergence
 
-        def outcomes(logits: "Tensor") -> "Tensor":  # (n, classes) to (n, classes, 2): yes and no
-            return torch.stack([logits, torch.zeros_like(logits)], dim=-1)
+        return kl_divergence(_outcomes(student), _outcomes(teacher), temperature).mean(dim=-1)
 
-        return kl_divergence(outcomes(student), outcomes(teacher), temperature).mean(dim=-1)
+    def uncertainty(self, output: "Tensor", target: "Tensor") -> "Tensor":
+        """The mean over the classes."""
+        from tap_core.tasks.losses import entropy
+
+        return entropy(_outcomes(output)).mean(dim=-1)
 
     def answers(self, output: np.ndarray, task: "TaskConfig", facts: Facts) -> list[Any]:
         return [tuple(np.flatnonzero(row > 0).tolist()) for row in output]
@@ -95,3 +96,10 @@ class Multilabel(TaskKind):
         marked = {label: "*" for label in facts["labels"]}
         shares = facts["probabilities"].items()
         return "\n".join(f"{share:6.1%} {marked.get(label, ' ')} {label}" for label, share in shares)
+
+
+def _outcomes(logits: "Tensor") -> "Tensor":
+    """(n, classes) to (n, classes, 2): yes and no."""
+    import torch
+
+    return torch.stack([logits, torch.zeros_like(logits)], dim=-1)

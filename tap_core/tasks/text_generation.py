@@ -59,6 +59,12 @@ class TextGeneration(TaskKind):
 
         return _mean_over_words(kl_divergence(student, teacher, temperature), target[:, 1:])
 
+    def uncertainty(self, output: "Tensor", target: "Tensor") -> "Tensor":
+        """The mean over the answer's tokens."""
+        from tap_core.tasks.losses import entropy
+
+        return _mean_over_words(entropy(output), target[:, 1:])
+
     def answers(self, output: np.ndarray, task: "TaskConfig", facts: Facts) -> list[Any]:
         raise NotImplementedError("answers of this kind come from search, word by word")
 

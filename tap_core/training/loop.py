@@ -32,6 +32,15 @@ it computes itself, before the model's activations are kept, takes none of their
 
 
 @dataclass(frozen=True)
+class Pull:
+    """strength / 2 times the squared distance from ``towards`` (by ``component:tensor``), added to a step's loss; of
+    gradients it is their own addition, before clipping."""
+
+    strength: float
+    towards: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
 class TrainingPhase:
     """What one phase of training is: its name in progress reports, seed, optimizer steps and learning rate."""
 
@@ -50,6 +59,9 @@ def train(
     accelerator: Accelerator,
     *,
     extra: Extra | None = None,
+    pull: Pull | None = None,
+    only: Callable[[str], bool] | None = None,
+    watch: Callable[[int], bool] | None = None,
     on_progress: OnProgress | None = None,
     resources: Resources | None = None,
 ) -> dict[TaskName, float]:
@@ -61,15 +73,19 @@ def train(
     The optimizer is AdamW, made anew for the phase. Equal seeds on equal machines give equal bits in float32 on a CPU.
     ``resources``: a device's own, kept from phase to phase; its data must then be the same in each. A batch that does
     not fit into their memory is computed in parts, with the gradient of the whole but for rounding.
+    ``only``: which of a component's tensors are trained, by name.
+    ``watch``: called with the number of steps done, it ends the phase by saying true; it may run the model.
     Raises Diverged if a loss stops being finite; the parameter set is then of no use.
     """
     resources = Resources() if resources is None else resources
     torch.manual_seed(phase.seed)
     model.train()
     model.recompute(resources.checkpointing)
-    parameters = list(model.trainable(parameter_set).values())
-    for parameter in parameters:
-        parameter.requires_grad_(True)
+    whole = model.trainable(parameter_set)
+    named = {name: value for name, value in whole.items() if only is None or only(name.partition(":")[2])}
+    parameters = list(named.values())
+    for name, parameter in whole.items():
+        parameter.requires_grad_(name in named)
     # not accelerator.prepare: the accelerator would hold it until its free_memory, which collects all garbage
     optimizer = AcceleratedOptimizer(
         torch.optim.AdamW(
@@ -120,6 +136,9 @@ def train(
                     backward(batch, size)
                 if accelerator.sync_gradients:
                     accelerator.unscale_gradients(optimizer)
+                    for name, parameter in named.items() if pull is not None else ():
+                        assert pull is not None and parameter.grad is not None
+                        parameter.grad.add_(parameter.detach() - pull.towards[name], alpha=pull.strength)
                     accelerator.clip_grad_norm_(parameters, settings.clip_norm)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -129,6 +148,10 @@ def train(
             )
         if on_progress is not None:
             on_progress(phase.name, step + 1, phase.steps)
+        if watch is not None:
+            if watch(step + 1):
+                break
+            model.train()
     for parameter in parameters:
         parameter.requires_grad_(False)
     return {name: totals[name] / counts[name] for name in sorted(data) if counts[name]}

@@ -11,6 +11,11 @@ __all__ = ["DECISIONS", "INDICATORS", "Decision", "Evidence", "Indicator"]
 
 INDICATORS: Registry[type[Indicator]] = Registry("indicator", "tap_edge.indicators")
 INDICATORS.add("loss", "tap_core.triggers.loss:Loss")
+INDICATORS.add("uncertainty", "tap_core.triggers.uncertainty:Uncertainty")
+INDICATORS.add("alignment", "tap_core.triggers.alignment:Alignment")
+INDICATORS.add("gradient", "tap_core.triggers.gradient:Gradient")
 
 DECISIONS: Registry[type[Decision]] = Registry("decision", "tap_edge.decisions")
 DECISIONS.add("fixed", "tap_core.triggers.fixed:Fixed")
+DECISIONS.add("paired", "tap_core.triggers.paired:Paired")
+DECISIONS.add("always", "tap_core.triggers.always:Always")

@@ -4,7 +4,7 @@ Shapes: n examples.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,14 +13,20 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tap_core.algorithms.device import Local
+    from tap_core.algorithms.tap import TapSettings
     from tap_core.model.adapters import ParameterSet
     from tap_core.model.tap_model import TapModel
-    from tap_core.settings.federation import TapConfig, TaskConfig
+    from tap_core.names import ComponentName
+    from tap_core.settings.federation import TaskConfig
     from tap_core.tasks.batch import TaskBatch
 
 
 class Indicator(ABC):
-    """A score of each example for a parameter set; lower is better."""
+    """A score of each example for a parameter set; lower is better. Or, with ``of_components``, what each component is
+    worth: then `gains` is asked and not `scores`."""
+
+    of_components: ClassVar[bool] = False
 
     @abstractmethod
     def scores(self, model: "TapModel", parameter_set: "ParameterSet", batch: "TaskBatch") -> "Tensor":
@@ -35,6 +41,35 @@ class Indicator(ABC):
             float32 (n,); lower is better.
         """
 
+    def of_all(self, model: "TapModel", parameter_set: "ParameterSet", batches: "Iterable[TaskBatch]") -> "Tensor":
+        """Score all batches of a task.
+
+        Args:
+            model: The device's model.
+            parameter_set: The set to score.
+            batches: The batches.
+
+        Returns:
+            float32 or float64 (examples of all batches,); lower is better.
+        """
+        import torch
+
+        found = [self.scores(model, parameter_set, batch) for batch in batches]
+        return torch.cat(found) if found else torch.empty(0)
+
+    def gains(self, local: "Local", task: "TaskConfig") -> Mapping["ComponentName", np.ndarray]:
+        """What replacing each component alone would bring.
+
+        Args:
+            local: The device, whose model holds both sets.
+            task: The task whose decision set it is measured on.
+
+        Returns:
+            By component of the task, float64 (any number,), whose mean counts, more being better, and whose scatter
+            says how sure it is.
+        """
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -42,8 +77,8 @@ class Evidence:
 
     ``federated_loss`` and ``personal_loss``: h_fed[o] of this round and h_personal[o] of the round before, mean
     training losses per example; the latter is infinite before the first participation. ``held_out``: the scores of the
-    federated and of the personal set on the same held-out examples, float64 (n,) each; only for a decision that
-    `needs_held_out`.
+    federated and of the personal set on the same held-out examples, float64 (n,) each, or zeros and what a component is
+    worth; only for a decision that `needs_held_out`.
     """
 
     task: "TaskConfig"
@@ -58,7 +93,7 @@ class Decision(ABC):
     needs_held_out: ClassVar[bool] = False
     """Whether a decision set is cut from each task's training items, which are then never trained on."""
 
-    def __init__(self, settings: "TapConfig") -> None:
+    def __init__(self, settings: "TapSettings") -> None:
         self.settings = settings
 
     @abstractmethod

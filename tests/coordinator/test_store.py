@@ -263,6 +263,17 @@ def test_the_newest_versions_and_the_updates_that_are_not_aggregated_are_kept(st
     assert store.updates(2) == {"a": {}} and store.updates(3)["a"]["decoder/x"].digest == "3" * 64
 
 
+def test_moments_are_kept_with_their_version_and_go_back_with_it(store):
+    for number in range(3):
+        store.open_round(number, 0, ["a"], 1.0)
+        version = Version(number + 1, "cde"[number] * 64, 20, moments="123"[number] * 64)
+        commit(store, number, {"decoder/x": version})
+    assert store.versions()["decoder/x"].moments == "3" * 64
+    assert store.referenced(2) == {"a" * 64, "d" * 64, "e" * 64, "2" * 64, "3" * 64}
+    store.go_back({"decoder/x": 2}, act="rollback", why="", actor="test", spend=None, at=9.0)
+    assert store.versions()["decoder/x"] == Version(2, "d" * 64, 20, moments="2" * 64)
+
+
 def test_what_was_cleared_away_does_not_come_back_when_newer_versions_are_withdrawn(store):
     def kept(number):
         return [version.version for version in store.kept_versions(number)["decoder/x"]]

@@ -47,7 +47,7 @@ batch_size = 4
 warmup_rounds = 0
 text_length = 16
 
-[distillation]
+[algorithm.distillation]
 steps = 2
 """
 ROWS = {

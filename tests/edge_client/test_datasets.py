@@ -276,3 +276,47 @@ def test_a_task_that_the_federation_lacks(federation, tmp_path):
         load_tasks(device(tmp_path, {"topics": source}), federation)
     data = load_tasks(device(tmp_path, {"topic": source}), federation)
     assert count_tasks(data) == {"topic": len(data["topic"].train)}
+
+
+@pytest.mark.parametrize(("count", "cut"), [(10, 4), (40, 20), (62, 30), (64, 32), (400, 50), (3000, 256)])
+def test_the_decision_set_is_an_eighth_of_the_items_within_bounds(federation, tmp_path, count, cut):
+    """Two examples an item. Fewer than 64 examples give half of them."""
+    (task,) = federation.tasks_named(["topic"])
+    source = TaskDataConfig.model_validate({"train": topics(tmp_path / "a.jsonl", count), "item": "source"})
+    source = source.model_copy(update={"test_fraction": 0.0})
+
+    def load_cut(seed: int) -> TaskData:
+        return load_task(task, source, seed=seed, cache=tmp_path / "cache", cut_decision_set=True)
+
+    data, other = load_cut(7), load_cut(8)
+    texts = [[int(e.text.split()[1]) for e in part] for part in (data.train, data.decision)]
+    assert len(texts[1]) == cut and sorted(texts[0] + texts[1]) == list(range(count))
+    assert not {n // 2 for n in texts[0]} & {n // 2 for n in texts[1]}
+    assert [e.text for e in load_cut(7).decision] == [e.text for e in data.decision]
+    assert [e.text for e in other.decision] != [e.text for e in data.decision]
+
+
+def test_an_item_that_is_too_large_is_passed_over(federation, tmp_path):
+    (task,) = federation.tasks_named(["topic"])
+    rows = [{"text": f"text {i}", "target": "art", "source": "big" if i < 60 else f"s{i}"} for i in range(100)]
+    source = TaskDataConfig.model_validate({"train": write_rows(tmp_path / "a.jsonl", rows), "item": "source"})
+    source = source.model_copy(update={"test_fraction": 0.0})
+    for seed in range(5):
+        data = load_task(task, source, seed=seed, cache=tmp_path / "cache", cut_decision_set=True)
+        assert len(data.decision) == 32 and len(data.train) == 68
+
+
+def test_a_decision_set_is_cut_if_the_settings_need_one(federation, tmp_path):
+    topics(tmp_path / "a.jsonl")
+    config = device(tmp_path, {"topic": {"train": tmp_path / "a.jsonl"}})
+
+    def lengths(**changes) -> list[int]:
+        values = federation.model_dump(mode="json")
+        values = {**values, **{key: {**values[key], **table} for key, table in changes.items()}}
+        data = load_tasks(config, type(federation).model_validate(values))["topic"]
+        return [len(data.train), len(data.decision)]
+
+    whole, none = lengths()
+    assert none == 0
+    for changes in ({"training": {"decision_set": "always"}}, {"algorithm": {"decision": "paired"}}):
+        assert lengths(**changes) == [whole - whole // 2, whole // 2]

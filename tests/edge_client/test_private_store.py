@@ -4,6 +4,7 @@ import os
 import pickle
 import stat
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,7 +39,14 @@ def state(round_number: int = 3, *, finished: bool = False, pending: bool = True
         personal_loss={"topic": 1 / 3, "animals": math.inf},
         pending=update if pending else None,
         home=PersonalTensors({"decoder/home": {"weight": np.full((3,), round_number, np.float32)}} if home else {}),
+        rounds=2,
     )
+
+
+def with_selection(whole: StoredState) -> StoredState:
+    """A finished state in which one task chose a set of its own."""
+    teacher = PersonalTensors({c: {n: a - 1 for n, a in group.items()} for c, group in TENSORS.items()})
+    return replace(whole, selected={"topic": "the teacher"}, candidates={"the teacher": teacher})
 
 
 def open_store(directory, **who) -> PrivateStore:
@@ -53,12 +61,17 @@ def reopened(directory) -> PrivateStore:
 
 def assert_equal(found: StoredState | None, expected: StoredState) -> None:
     assert found is not None
-    ours, theirs = found.personal.for_training(), expected.personal.for_training()
-    assert {c: sorted(g) for c, g in ours.items()} == {c: sorted(g) for c, g in theirs.items()}
-    for component, group in theirs.items():
-        for name, array in group.items():
-            assert ours[component][name].dtype == array.dtype
-            np.testing.assert_array_equal(ours[component][name], array)
+    assert (found.rounds, found.selected) == (expected.rounds, expected.selected)
+    assert set(found.candidates) == set(expected.candidates)
+    for ours, theirs in (
+        (found.personal_for(task).for_training(), expected.personal_for(task).for_training())
+        for task in ("topic", "animals")
+    ):
+        assert {c: sorted(g) for c, g in ours.items()} == {c: sorted(g) for c, g in theirs.items()}
+        for component, group in theirs.items():
+            for name, array in group.items():
+                assert ours[component][name].dtype == array.dtype
+                np.testing.assert_array_equal(ours[component][name], array)
     assert (found.round, found.finished, found.pending) == (expected.round, expected.finished, expected.pending)
     assert (found.federated_loss, found.personal_loss) == (expected.federated_loss, expected.personal_loss)
     assert found.home.components == expected.home.components
@@ -77,19 +90,33 @@ def test_what_is_committed_is_loaded_by_the_next_process(tmp_path):
         assert_equal(open_store(tmp_path).load(), state(4, finished=True, pending=False, **more))
 
 
-def test_a_state_of_before_components_could_stay_at_home_is_loaded_and_written_anew(tmp_path):
+def test_the_set_that_a_task_selected_is_kept_beside_the_personal_one(tmp_path):
+    end = with_selection(state(4, finished=True, pending=False))
+    open_store(tmp_path).commit(end)
+    assert_equal(open_store(tmp_path).load(), end)
+    pointer = tmp_path / "state" / "current.json"
+    facts = json.loads(pointer.read_text())
+    del facts["files"]["selected-the-teacher.safetensors"]
+    pointer.write_text(json.dumps(facts))
+    with pytest.raises(StateError, match=r"names no selected-the-teacher\.safetensors"):
+        open_store(tmp_path).load()
+
+
+@pytest.mark.parametrize("written", [1, 2])
+def test_a_state_of_an_earlier_format_is_loaded_and_written_anew(tmp_path, written):
     open_store(tmp_path).commit(state(3, home=False))
     pointer = tmp_path / "state" / "current.json"
     old = json.loads(pointer.read_text())
-    assert old["format"] == 2 and set(old["files"]) == {
+    assert old["format"] == 3 and set(old["files"]) == {
         "personal.safetensors",
         *(n for n in old["files"] if "update" in n),
     }
-    pointer.write_text(json.dumps(old | {"format": 1}))
+    del old["rounds"], old["selected"]
+    pointer.write_text(json.dumps(old | {"format": written}))
     store = open_store(tmp_path)
-    assert_equal(store.load(), state(3, home=False))
+    assert_equal(store.load(), replace(state(3, home=False), rounds=0))
     store.commit(state(4))
-    assert json.loads(pointer.read_text())["format"] == 2
+    assert json.loads(pointer.read_text())["format"] == 3
     assert_equal(open_store(tmp_path).load(), state(4))
 
 

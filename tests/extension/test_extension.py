@@ -22,14 +22,14 @@ DEVICES = ("left", "middle", "right")
 FEDERATION = """
 name = "toys"
 foundation = "foundation"
-algorithm = "toy_tap"
 [tasks.stars]
 kind = "rating"
 inputs = ["text"]
-[tap]
+[algorithm]
+name = "toy_tap"
 indicator = "surprise"
 decision = "mostly"
-[tap.margins]
+[algorithm.margins]
 rating = 0.5
 [rounds]
 sampler = "in_turn"

@@ -59,12 +59,22 @@ def mini_settings(foundation: Path, **tables: Any) -> Any:
         "tasks": MINI_TASKS,
         "rounds": {"total": 3, "clients_per_round": 2},
         "training": {"steps": 3, "batch_size": 6, "learning_rate": 3e-3, "warmup_rounds": 0, "text_length": 16},
-        "distillation": {"steps": 3},
+        "algorithm": {"distillation": {"steps": 3}},
     }
+    if tables.get("algorithm", {}).get("name", "tap") != "tap":
+        del values["algorithm"]["distillation"]  # it is TAP's
     for name, table in tables.items():
         merge = isinstance(table, dict) and name != "tasks"
-        values[name] = {**values.get(name, {}), **table} if merge else table
+        values[name] = merged(values.get(name, {}), table) if merge else table
     return FederationConfig.model_validate(values)
+
+
+def merged(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Tables within tables extend each other."""
+    inner = {
+        k: merged(values[k], v) for k, v in more.items() if isinstance(v, dict) and isinstance(values.get(k), dict)
+    }
+    return {**values, **more, **inner}
 
 
 def mini_image(colour: int, generator: np.random.Generator) -> np.ndarray:
@@ -74,13 +84,13 @@ def mini_image(colour: int, generator: np.random.Generator) -> np.ndarray:
     return pixels
 
 
-def mini_data(task: str, train: int = 20, test: int = 8, seed: int = 1) -> Any:
+def mini_data(task: str, train: int = 20, test: int = 8, seed: int = 1, decision: int = 0) -> Any:
     """TaskData of one of the miniature tasks."""
     from tap_core.examples import Example, TaskData
 
     generator = np.random.default_rng([seed, *task.encode()])
     examples = []
-    for _ in range(train + test):
+    for _ in range(train + test + decision):
         colour, high = int(generator.integers(3)), int(generator.integers(2))
         image = mini_image(colour, generator)
         letters = " ".join(generator.choice(list("efgh" if high else "abcd"), 5))
@@ -94,4 +104,4 @@ def mini_data(task: str, train: int = 20, test: int = 8, seed: int = 1) -> Any:
                 "marks": Example(None, letters, tuple(i for i, letter in enumerate("abc") if letter in letters)),
             }[task]
         )
-    return TaskData(examples[:train], examples[train:])
+    return TaskData(examples[:train], examples[train : train + test], examples[train + test :])

@@ -301,7 +301,7 @@ class Reference:
 
     def divergences(self, task: str, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         """beta T^2 KL(teacher || student), one for each example, (B,)."""
-        table, kind = self.settings["distillation"], self.tasks[task]["kind"]
+        table, kind = self.settings["algorithm"]["distillation"], self.tasks[task]["kind"]
         if kind == "image_generation":
             return table["beta"][kind] * ((student - teacher) ** 2).flatten(1).mean(1)
         T = table["temperature"]
@@ -315,14 +315,27 @@ class Reference:
     # -- training: section 4, steps 2 and 4; section 5 --
 
     def train(
-        self, device: Device, start: Arrays, seed: int, rate: float, steps: int, teacher: Parameters | None = None
+        self,
+        device: Device,
+        start: Arrays,
+        seed: int,
+        rate: float,
+        steps: int,
+        teacher: Parameters | None = None,
+        *,
+        pull: tuple[float, Arrays] | None = None,
+        still: str = "",
     ) -> TrainedPhase:
+        """``pull``: a factor, half of which times the squared distance from the arrays is added to the loss. ``still``:
+        tensors whose names end so are not trained, if it is given."""
         table = self.settings["training"]
         values = {
             c: {n: torch.from_numpy(v.astype(np.float64)).requires_grad_() for n, v in group.items()}
             for c, group in start.items()
         }
-        leaves = [(c, n, values[c][n]) for c in sorted(values) for n in sorted(values[c])]
+        leaves = [
+            (c, n, values[c][n]) for c in sorted(values) for n in sorted(values[c]) if not (still and n.endswith(still))
+        ]
         first = [torch.zeros_like(leaf) for *_, leaf in leaves]
         second = [torch.zeros_like(leaf) for *_, leaf in leaves]
         drawn = {task: Drawn(device.data[task], seed_of(seed, "order", task)) for task in sorted(device.data)}
@@ -342,6 +355,11 @@ class Reference:
                             taught = self.output(task, batch, teacher, training=False)
                         each = each + self.divergences(task, output, taught, batch.target)
                     total = total + each.sum() / sum(sizes.values()) / table["accumulation"]
+            if pull is not None:
+                for c, n, leaf in leaves:
+                    total = (
+                        total + pull[0] / 2 * ((leaf - torch.from_numpy(pull[1][c][n].astype(np.float64))) ** 2).sum()
+                    )
             gradients = torch.autograd.grad(total, [leaf for *_, leaf in leaves])
             norms.append(math.sqrt(sum(float((g**2).sum()) for g in gradients)))
             clip = min(1.0, table["clip_norm"] / (norms[-1] + 1e-6))
@@ -408,7 +426,7 @@ class Reference:
         seeds = {name: seed_of(seed, device.name, t, name) for name in ("federated", "personal")}
         fed = self.train(device, received, seeds["federated"], self.rate(t), table["steps"])
         w = arrays(fed.values)
-        margins = self.settings["tap"]["margins"]
+        margins = self.settings["algorithm"]["margins"]
         R = {
             o: fed.history[o] + margins[self.tasks[o]["kind"]] < device.personal_loss.get(o, math.inf)
             for o in device.data
@@ -416,7 +434,7 @@ class Reference:
         x = {c: dict(group) for c, group in (device.personal or w).items()}
         for c in received:
             votes = [R[o] for o in device.data if c in self.components(o)]
-            if all(votes) if self.settings["tap"]["shared_replacement"] == "all" else any(votes):
+            if all(votes) if self.settings["algorithm"]["shared_replacement"] == "all" else any(votes):
                 x[c] = dict(w[c])
         own = self.train(device, x, seeds["personal"], self.rate(t), table["steps"])
         device.personal, device.trained, device.replaced = arrays(own.values), w, R
@@ -440,7 +458,7 @@ class Reference:
     # -- stage 2: section 5 --
 
     def distil(self, device: Device, W: Arrays, federated: set[str]) -> None:
-        table, seed = self.settings["distillation"], self.settings["seed"]
+        table, seed = self.settings["algorithm"]["distillation"], self.settings["seed"]
         seeds = {name: seed_of(seed, device.name, "stage 2", name) for name in ("teacher", "student")}
         received = self.start(device, W, federated)
         teacher = self.train(device, received, seeds["teacher"], table["learning_rate"], table["steps"])

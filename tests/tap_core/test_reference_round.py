@@ -43,8 +43,10 @@ TABLES: dict[str, Any] = {
         "clip_norm": 0.4,
     },
     "lora": {"dropout": 0.3},
-    "tap": {"margins": dict.fromkeys(KINDS, 0.0) | {"text_classification": 5.0}},
-    "distillation": {"steps": 2, "learning_rate": 1e-3, "temperature": 2.0, "beta": dict.fromkeys(KINDS, 0.7)},
+    "algorithm": {
+        "margins": dict.fromkeys(KINDS, 0.0) | {"text_classification": 5.0},
+        "distillation": {"steps": 2, "learning_rate": 1e-3, "temperature": 2.0, "beta": dict.fromkeys(KINDS, 0.7)},
+    },
 }
 TEXTS = ("a", "red a b", "what colour is this", "e f g h a b c d a b c d e f g h a b", "blue is blue")
 ANSWERS = ("red", "a b c", "green green blue a b c d", "this is blue", "c")

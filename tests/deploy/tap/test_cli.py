@@ -20,7 +20,7 @@ COMMANDS = ("init", "simulate", "demo")
 TABLES = {
     "rounds": {"total": 2, "clients_per_round": 2, "min_updates": 2, "min_devices": 3},
     "training": {"steps": 1},
-    "distillation": {"steps": 1},
+    "algorithm": {"distillation": {"steps": 1}},
 }
 
 
@@ -225,3 +225,9 @@ def _nothing_to_do(config, participants, components, *, on_round):
     from tap_core.simulation.in_process import SimulationResult
 
     return SimulationResult(components, {device: FinishOutcome(None, {}) for device in participants})
+
+
+def test_an_algorithm_that_shares_nothing_has_no_federation_of_devices(mini_config, mini_examples, tmp_path):
+    site = Site(tmp_path, mini_config(algorithm={"name": "local"}), mini_examples)
+    said = complaint("init", site.federation, "--out", tmp_path / "out")
+    assert "algorithm 'local'" in said and "tap simulate" in said and not (tmp_path / "out").exists()

@@ -89,6 +89,7 @@ def in_turn(seed, round_number, attempt, roster, count):
 def __getattr__(name):
     """What needs torch is made when it is asked for: the coordinator imports this module too."""
     if name == "ToyTap":
+        from tap_core.algorithms.base import Final
         from tap_core.algorithms.tap import Tap
 
         class ToyTap(Tap):
@@ -100,7 +101,7 @@ def __getattr__(name):
                     c: {k: 0.9 * value + 0.1 * received[c][k] for k, value in group.items()}
                     for c, group in personal.items()
                 }
-                local.model.load("personal", pulled)
+                return Final(pulled)
 
         return ToyTap
     raise AttributeError(name)

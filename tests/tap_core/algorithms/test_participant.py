@@ -46,7 +46,7 @@ def test_trap_4_a_replacement_changes_exactly_the_components_of_its_task(partici
     """Personal training is switched off by a learning rate of nearly nothing, so that only replacement moves x_i."""
     for policy in ("all", "any"):
         device = participant(
-            "d", "colour", "letters", tap={"shared_replacement": policy}, training={"learning_rate": 1e-12}
+            "d", "colour", "letters", algorithm={"shared_replacement": policy}, training={"learning_rate": 1e-12}
         )
         received = device.model.state("federated")
         personal = {c: {k: v + 1 for k, v in group.items()} for c, group in received.items()}
@@ -225,7 +225,7 @@ def test_a_component_at_home_starts_from_its_own_value_unless_the_coordinators_i
 
 
 def test_stage_2_learns_from_the_value_at_home(participant: Make) -> None:
-    device = participant("d", "colour", distillation={"steps": 0})
+    device = participant("d", "colour", algorithm={"distillation": {"steps": 0}})
     received = device.model.state("federated")
     home = dict.fromkeys(received, 0)
     state = device.take_part(0, received, DeviceState.initial(("colour",)), home=home).state

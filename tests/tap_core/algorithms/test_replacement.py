@@ -6,15 +6,17 @@ from typing import Literal
 import pytest
 
 from tap_core.algorithms.replacement import replaced_components
+from tap_core.algorithms.tap import TapSettings
 from tap_core.components import components_of_task
-from tap_core.settings.federation import Margins, TapConfig, TaskConfig
+from tap_core.settings.federation import TaskConfig
+from tap_core.settings.per_kind import Margins
 from tap_core.triggers.base import Evidence
 from tap_core.triggers.fixed import Fixed
 
 LABEL = TaskConfig(name="label", kind="image_classification", inputs=("image",), classes=("a", "b"))
 GROUP = TaskConfig(name="group", kind="image_classification", inputs=("image",), classes=("a", "b"))
 TEXT = TaskConfig(name="text", kind="text_classification", inputs=("text",), classes=("a", "b"))
-TAP = TapConfig(margins=Margins(image_classification=0.25, text_classification=0.5))
+TAP = TapSettings(margins=Margins(image_classification=0.25, text_classification=0.5))
 
 
 def fires(task: TaskConfig, federated: float, personal: float) -> bool:

@@ -260,7 +260,11 @@ def test_a_small_federation_of_all_kinds_runs_and_its_export_predicts_without_to
     """What is exported is all that differs between families: both embeddings, a new projection, a causal encoder."""
     devices = {"a": ("ask", "colour", "letters", "shade"), "b": ("ask", "letters", "marks", "redraw")}
     config = mini.mini_settings(
-        directory, model={"stage_layers": 1}, rounds={"total": 1}, training={"steps": 1}, distillation={"steps": 1}
+        directory,
+        model={"stage_layers": 1},
+        rounds={"total": 1},
+        training={"steps": 1},
+        algorithm={"distillation": {"steps": 1}},
     )
     foundation = load_foundation(config.foundation)
     participants = {}

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from tap_core.algorithms import ALGORITHMS
+from tap_core.settings.base import AlgorithmSettings
 from tap_core.settings.document import model_inside, page, values
 from tap_core.settings.federation import FederationConfig, ModelConfig, RoundsConfig, TaskConfig
 
@@ -20,7 +22,13 @@ def tables(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
             yield from tables(inside)
 
 
-TABLES = sorted(set(tables(FederationConfig)), key=lambda table: table.__name__)
+ALGORITHM_TABLES = {
+    table
+    for algorithm in ALGORITHMS.values()
+    if algorithm.Settings is not AlgorithmSettings
+    for table in tables(algorithm.Settings)
+}
+TABLES = sorted({*tables(FederationConfig), *ALGORITHM_TABLES}, key=lambda table: table.__name__)
 
 
 def test_all_tables_are_found() -> None:

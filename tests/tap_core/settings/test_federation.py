@@ -28,8 +28,8 @@ def test_defaults_are_the_authors(tmp_path: Path) -> None:
     config = load_toml(write(tmp_path, GOOD), FederationConfig)
     assert config.tasks["label"].name == "label"
     assert (config.lora.encoder.rank, config.lora.attention.alpha, config.lora.dropout) == (8, 32, 0.3)
-    assert config.tap.margins.of("text_generation") == 0.01 and config.tap.shared_replacement == "all"
-    assert config.rounds.total == 200 and config.distillation.steps == 50 and config.rounds.min_cohort == 2
+    assert config.algorithm.margins.of("text_generation") == 0.01 and config.algorithm.shared_replacement == "all"
+    assert config.rounds.total == 200 and config.algorithm.distillation.steps == 50 and config.rounds.min_cohort == 2
 
 
 def test_a_round_of_one_device_takes_a_cohort_of_one(tmp_path: Path) -> None:
@@ -54,7 +54,10 @@ def test_a_round_of_one_device_takes_a_cohort_of_one(tmp_path: Path) -> None:
         ("[rounds]\nclients_per_round = 1", "or set min_cohort = 1"),
         ("[rounds]\ndeadline = inf", "rounds.deadline: Input should be a finite number"),
         ("[rounds]\ndeadline = 1e10", "rounds.deadline: Input should be less than or equal to 100000000"),
-        ("[tap.margins]\ntext_generation = inf", "tap.margins.text_generation: Input should be a finite number"),
+        ("[algorithm.margins]\ntext_generation = inf", "algorithm: margins.text_generation: Input should be a finite"),
+        ("[algorithm]\nmargns = 1", "algorithm: unknown key 'margns'; did you mean 'margins'?"),
+        ('[algorithm]\nname = "tab"', "algorithm: no algorithm 'tab'; did you mean 'tap'?"),
+        ("[distillation]\nsteps = 1", "table [distillation] is [algorithm.distillation] now; rename it"),
         ('[tasks.x]\nkind = "text_classification"\ninputs = ["text"]', "needs 'classes' with two names or more"),
         ('[tasks.x]\nkind = "image_generation"\ninputs = ["image"]\nclasses=["a","b"]', "takes no 'classes'"),
         ('[tasks.x]\nkind = "image_classification"\ninputs = ["text"]\nclasses=["a","b"]', "needs 'image' among"),

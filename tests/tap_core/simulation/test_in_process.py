@@ -21,9 +21,9 @@ class Recorded(Participant):
 
     given: dict[tuple[int, str], Any]
 
-    def take_part(self, round_number: int, received: Any, *args: Any, home: Any = None, **more: Any) -> Any:
+    def federate(self, round_number: int, received: Any, *args: Any, home: Any = None, **more: Any) -> Any:
         self.given.setdefault((round_number, self.device), (received, home))
-        return super().take_part(round_number, received, *args, home=home, **more)
+        return super().federate(round_number, received, *args, home=home, **more)
 
 
 class World:

@@ -158,7 +158,7 @@ def test_finish_measures_the_received_set_and_the_incoming_personal_set_before_s
     mini_config: Make, mini_model: Make, mini_examples: Make, randomise: Make
 ) -> None:
     """The teacher's training overwrites the received set, so a later measurement would be of another model."""
-    config = mini_config(distillation={"steps": 4, "learning_rate": 3e-2})
+    config = mini_config(algorithm={"distillation": {"steps": 4, "learning_rate": 3e-2}})
     data = {name: mini_examples(name) for name in TASKS}
     source, accelerator = mini_model(), make_accelerator(CPU, 1)
     randomise(source, "federated", seed=1)

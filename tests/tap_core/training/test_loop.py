@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from tap_core.algorithms.base import DeviceState, Local
-from tap_core.algorithms.tap import Tap, teaching
+from tap_core.algorithms import algorithm_of
+from tap_core.algorithms.base import DeviceState
+from tap_core.algorithms.device import Local
+from tap_core.algorithms.distillation import teaching
 from tap_core.errors import TapError
 from tap_core.examples import TaskData
 from tap_core.seeds import derive_seed
@@ -109,7 +111,9 @@ def test_bf16_trains_and_keeps_float32_parameters(mini_model: Make, mini_example
 def distil(model: Any, data: Any, config: Any, device: str, accelerator: Any, on_progress: Any = None) -> None:
     """Stage 2 of TAP on the two sets that the model holds."""
     parts = {name: TaskData(examples, ()) for name, examples in data.items()}
-    Tap(config).finish(Local(config, device, model, parts, accelerator, on_progress), DeviceState.initial(data))
+    algorithm_of(config).finish(
+        Local(config, device, model, parts, accelerator, on_progress), DeviceState.initial(data)
+    )
 
 
 def test_distillation_pulls_the_student_towards_the_teacher(
@@ -120,12 +124,12 @@ def test_distillation_pulls_the_student_towards_the_teacher(
     shifted = [replace(example, target=(example.target + 1) % 3) for example in examples]
     followed = []
     for beta in (0.0, 50.0):
-        config = mini_config(distillation={"beta": {"image_classification": beta}})
+        config = mini_config(algorithm={"distillation": {"beta": {"image_classification": beta}}})
         model = mini_model("colour", lora={"dropout": 0.0})
         accelerator = make_accelerator(CPU, 1)
         settings = TrainingConfig(batch_size=10)
         train(model, "federated", {"colour": shifted}, settings, TrainingPhase("teacher", 1, 30, 5e-3), accelerator)
-        extra = teaching(model, config, accelerator)
+        extra = teaching(model, config.algorithm.distillation, accelerator)
         phase = TrainingPhase("student", 2, 30, 5e-3)
         train(model, "personal", {"colour": examples}, settings, phase, accelerator, extra=extra)
         batch = model.preprocessor.batch(model.tasks["colour"], shifted)
@@ -140,7 +144,7 @@ def test_every_personal_tensor_gets_a_gradient_in_distillation(
     """The teacher's pass must not switch off the student's encoder adapters."""
     model = mini_model("ask")
     before = model.state("personal")
-    config = mini_config(distillation={"steps": 4, "learning_rate": 1e-2})
+    config = mini_config(algorithm={"distillation": {"steps": 4, "learning_rate": 1e-2}})
     distil(model, {"ask": mini_examples("ask").train}, config, "device", make_accelerator(CPU, 1))
     after = model.state("personal")
     still = [(c, k) for c in after for k in after[c] if np.array_equal(after[c][k], before[c][k])]
@@ -151,7 +155,7 @@ def test_the_teacher_is_the_received_set_after_p_steps_of_plain_training(
     mini_model: Make, mini_examples: Make, mini_config: Make, randomise: Make
 ) -> None:
     """docs/method.md section 5, step 1: an untrained teacher, or one of another phase, would differ in its bits."""
-    config = mini_config(distillation={"steps": 3, "learning_rate": 1e-2})
+    config = mini_config(algorithm={"distillation": {"steps": 3, "learning_rate": 1e-2}})
     model, manual = mini_model("colour", "ask"), mini_model("colour", "ask")
     for one in (model, manual):
         randomise(one, "federated")
@@ -169,7 +173,7 @@ def test_the_student_trains_under_a_frozen_teacher(
     mini_model: Make, mini_examples: Make, mini_config: Make, randomise: Make
 ) -> None:
     """P steps of the federated set alone, then P of the personal one alone: neither phase touches the other's set."""
-    config = mini_config(distillation={"steps": 3, "learning_rate": 1e-2})
+    config = mini_config(algorithm={"distillation": {"steps": 3, "learning_rate": 1e-2}})
     model = mini_model("colour", "ask")
     randomise(model, "federated")
     data = {name: mini_examples(name).train for name in model.tasks}
@@ -194,13 +198,13 @@ def test_the_student_trains_under_a_frozen_teacher(
 def test_the_teacher_draws_no_dropout_and_the_student_goes_on_training(
     mini_model: Make, mini_examples: Make, mini_config: Make, randomise: Make, task: str
 ) -> None:
-    config = mini_config(distillation={"temperature": 2.0})
+    config = mini_config(algorithm={"distillation": {"temperature": 2.0}})
     model = mini_model(task, lora={"dropout": 0.3})
     randomise(model, "federated")
     batch = model.preprocessor.batch(model.tasks[task], mini_examples(task).train[:4])
     model.train()
     student = model(batch, "personal").detach().requires_grad_(True)
-    extra = teaching(model, config, make_accelerator(CPU, 1))
+    extra = teaching(model, config.algorithm.distillation, make_accelerator(CPU, 1))
     values, noisy = [], []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -212,7 +216,7 @@ def test_the_teacher_draws_no_dropout_and_the_student_goes_on_training(
     assert torch.equal(values[0], values[1]) and values[0].shape == (4,)
     with torch.no_grad():
         taught = model.eval()(batch, "federated")
-    beta = config.distillation.beta.of(batch.task.kind)
+    beta = config.algorithm.distillation.beta.of(batch.task.kind)
     assert torch.equal(values[0], beta * task_kind(batch.task.kind).divergence(student, taught, batch.target, 2.0))
     values[0].sum().backward()  # the gradient is the student's; none reaches the teacher
     assert student.grad.abs().sum() > 0

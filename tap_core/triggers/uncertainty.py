@@ -1,0 +1,18 @@
+"""Predictive entropy as indicator: how undecided a set is, whatever the right answer (docs/method.md section 9)."""
+
+from typing import TYPE_CHECKING
+
+from tap_core.tasks import task_kind
+from tap_core.triggers.base import Indicator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tap_core.model.adapters import ParameterSet
+    from tap_core.model.tap_model import TapModel
+    from tap_core.tasks.batch import TaskBatch
+
+
+class Uncertainty(Indicator):
+    def scores(self, model: "TapModel", parameter_set: "ParameterSet", batch: "TaskBatch") -> "Tensor":
+        return task_kind(batch.task.kind).uncertainty(model(batch, parameter_set), batch.target)
