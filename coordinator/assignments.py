@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from coordinator.store import Version
+from coordinator.versions import Version
 from tap_core.names import ComponentName
 
 

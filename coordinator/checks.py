@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from coordinator.device_registry import Enrolment
 from coordinator.forms import Form
 from coordinator.norms import Bound, Norms
-from coordinator.store import Contribution
+from coordinator.versions import Contribution
 from protocol.codes import RefusalCode, RejectionCode
 from protocol.errors import RemoteProtocolError
 from protocol.messages import Hello, Update

@@ -15,7 +15,7 @@ import structlog
 from coordinator.blobs import ROUND, BlobError, BlobStore
 from coordinator.forms import Form
 from coordinator.norms import median
-from coordinator.store import Contribution, Version
+from coordinator.versions import Contribution, Version
 from protocol.tensors import digest_of
 from tap_core.names import ComponentName, DeviceName
 from tap_core.settings.federation import RoundsConfig

@@ -19,9 +19,9 @@ from coordinator.checks import Membership, Unacceptable, check_hello
 from coordinator.federation import Federation
 from coordinator.limits import Bucket
 from coordinator.link import Gone, Link, Peer
-from coordinator.store import Version
 from coordinator.transfers import Budget, Holding, left_behind, put_away, take_up
 from coordinator.uploads import Upload
+from coordinator.versions import Version
 from protocol.codes import ByeCode, CloseCode, RefusalCode, RejectionCode
 from protocol.errors import RemoteProtocolError
 from protocol.messages import (

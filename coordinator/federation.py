@@ -30,9 +30,10 @@ from coordinator.norms import Bound, Norms, after
 from coordinator.patience import PASSING, Patience
 from coordinator.repair import examine, repair_at_start, round_under_way
 from coordinator.rounds import Rounds
-from coordinator.store import Contribution, Store, Version
+from coordinator.store import Store
 from coordinator.supervisor import Supervisor
 from coordinator.tokens import Tokens
+from coordinator.versions import Contribution, Version, digests_of
 from protocol.names import Digest
 from tap_core.manifest import FederationManifest
 from tap_core.names import ComponentName, DeviceName
@@ -346,7 +347,7 @@ class Federation:
         }
         self.norms = after(self.norms, action.round, {name: version.norm for name, version in new.items()})
         given = {contribution.digest for components in updates.values() for contribution in components.values()}
-        return (_digests(before) | given) - _digests(self._kept)
+        return (digests_of(before) | given) - digests_of(self._kept)
 
     async def _lose(self, number: int, error: BlobError) -> None:
         """A stored update is damaged: its device is asked for it again, or is missing if the time is up."""
@@ -445,7 +446,3 @@ class Federation:
                 await self._handle(events.Removed(device))
             elif not await self._surely(self.store.registry.is_blamed, device):  # a rotated token clears nothing
                 await self._handle(events.Renewed(device))
-
-
-def _digests(kept: Mapping[ComponentName, list[Version]]) -> set[Digest]:
-    return set().union(*(version.digests for versions in kept.values() for version in versions))

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from coordinator.blobs import BlobStore
 from coordinator.config import StatePaths
-from coordinator.store import Store, Version
+from coordinator.store import Store
+from coordinator.versions import Version
 from protocol.names import Digest
 from tap_core.errors import UsageError
 from tap_core.files import replace_private

@@ -15,7 +15,8 @@ from coordinator.audit import SERVICE
 from coordinator.blobs import BlobStore
 from coordinator.founding import initial_component
 from coordinator.rounds import History
-from coordinator.store import Store, Version
+from coordinator.store import Store
+from coordinator.versions import Version
 from protocol.names import Digest
 from tap_core.errors import TapError, UsageError
 from tap_core.manifest import FederationManifest

@@ -1,4 +1,5 @@
-"""What the coordinator remembers of a federation: rounds, updates and component versions; devices are in `registry.py`.
+"""What the coordinator remembers of a federation: rounds, updates and component versions; devices are in
+`device_registry.py`.
 
 Each method is one transaction, so a kill between any two leaves a state that `history` can go on from. A device's
 update is keyed by (federation, round, device) and so counts exactly once; `commit_round` alone makes new versions, and
@@ -20,38 +21,10 @@ from coordinator.device_registry import Registry
 from coordinator.norms import WINDOW, Norms
 from coordinator.rounds import Excuse, History
 from coordinator.schema import component_versions, devices, federations, rounds, update_components, updates
+from coordinator.versions import Contribution, Version, digests_of
 from protocol.names import Digest
 from tap_core.errors import UsageError
 from tap_core.names import ComponentName, DeviceName
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """One component of an accepted update: where its bytes are, n_{i,r}, and the norm of its change if measured."""
-
-    digest: Digest
-    size: int
-    examples: int
-    norm: float | None = None
-
-
-@dataclass(frozen=True)
-class Version:
-    """A component's value: version 0 is that of `tap init`, version t + 1 was made by round t."""
-
-    version: int
-    digest: Digest
-    size: int
-    contributors: int = 0
-    norm: float | None = None
-    """Median of its contributors' update norms."""
-    moments: Digest | None = None
-    """Digest of the moments of the server's optimizer after it, if it has one."""
-
-    @property
-    def digests(self) -> set[Digest]:
-        """Of the blobs that it needs."""
-        return {self.digest} if self.moments is None else {self.digest, self.moments}
 
 
 @dataclass(frozen=True)
@@ -317,9 +290,7 @@ class Store:
 
     def referenced(self, keep_versions: int) -> set[Digest]:
         """Digests of the blobs that must be there: the kept versions, and the updates that are not yet aggregated."""
-        kept = set().union(
-            *(version.digests for versions in self.kept_versions(keep_versions).values() for version in versions)
-        )
+        kept = digests_of(self.kept_versions(keep_versions))
         query = select(update_components.c.digest).where(update_components.c.federation == self.federation)
         with reading(self.engine) as db:
             return kept | set(db.execute(query).scalars())

@@ -11,7 +11,7 @@ from typing import TypeVar
 from coordinator.blobs import BlobError
 from coordinator.checks import Membership, check_change, check_component, check_update
 from coordinator.federation import Federation
-from coordinator.store import Contribution, Version
+from coordinator.versions import Contribution, Version
 from protocol.messages import Update
 from protocol.names import Digest
 from tap_core.names import ComponentName, DeviceName

@@ -8,7 +8,8 @@ import pytest
 from coordinator import audit
 from coordinator import store as store_module
 from coordinator.database import connect
-from coordinator.store import Store, Version
+from coordinator.store import Store
+from coordinator.versions import Version
 from tap_core.errors import UsageError
 
 

@@ -16,7 +16,8 @@ from coordinator.database import NEWEST, connect
 from coordinator.device_registry import MAX_EXAMPLES, Enrolment
 from coordinator.rounds import History
 from coordinator.schema import component_versions, devices, metadata
-from coordinator.store import Contribution, Store, Version
+from coordinator.store import Store
+from coordinator.versions import Contribution, Version
 from tap_core.errors import UsageError
 
 ZERO = {"encoder/image": Version(0, "a" * 64, 10), "decoder/x": Version(0, "b" * 64, 20)}

@@ -4,7 +4,8 @@ then the line's `type: ignore` is unused. Nothing here is run."""
 from coordinator.blobs import BlobStore
 from coordinator.federation import Federation
 from coordinator.rounds import Rounds
-from coordinator.store import Store, Version
+from coordinator.store import Store
+from coordinator.versions import Version
 from edge_client.cache import ComponentCache
 from edge_client.private_store import PendingUpdate
 from edge_client.worker import Given
