@@ -60,7 +60,7 @@ def simulate(
             report = outcome.report
             parts = [
                 f"{task} {report.federated_loss[task]:.3f} | {report.personal_loss[task]:.3f}"
-                + (" replaced" if report.replaced[task] else "")
+                + (" replaced" if report.replaced.get(task) else "")
                 for task in report.federated_loss
             ]
             typer.echo(f"round {number + 1}  {device}: loss federated | personal: {', '.join(parts)}", err=True)

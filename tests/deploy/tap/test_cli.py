@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from deploy.demo.wording import format_interval, format_score, short_metric_name, words
 from deploy.tap.cli import app
+from tap_core.algorithms import ALGORITHMS
+from tap_core.algorithms.base import Algorithm, Final, Personal
 from tap_core.foundations.files import foundation_digest
 from tap_core.manifest import COMPONENTS_DIRECTORY, MANIFEST_NAME, load_manifest
 from tap_core.settings.federation import FederationConfig
@@ -133,6 +135,26 @@ def test_simulate_tells_every_round_on_standard_error(simulated):
         for task in DEVICES[found[2]]:
             assert re.search(rf"\b{task} \d+\.\d{{3}} \| \d+\.\d{{3}}", line)
         assert found[1] == "2" or line.count(" replaced") == len(DEVICES[found[2]])  # an infinite history is replaced
+
+
+class Keeps(Algorithm):
+    """Replaces nothing and says nothing of it."""
+
+    def personalize(self, local, round_number, state, federated):
+        return Personal(federated.trained, federated.loss)
+
+    def finish(self, local, state):
+        return Final(local.model.state("personal"))
+
+
+def test_simulate_tells_the_rounds_of_an_algorithm_that_replaces_nothing(
+    mini_config, mini_examples, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(ALGORITHMS._found, "keeps", Keeps)
+    tables = {**TABLES, "rounds": {**TABLES["rounds"], "total": 1}, "algorithm": {"name": "keeps"}}
+    site = Site(tmp_path, mini_config(**tables), mini_examples)
+    result = run("simulate", site.federation, "--devices", site.devices, "--json")
+    assert result.exit_code == 0 and len(told(result)) == 2 and "replaced" not in result.stderr
 
 
 def test_simulate_without_json_prints_a_table(whole, simulated, monkeypatch):
