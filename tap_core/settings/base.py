@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from tap_core.errors import UsageError
 from tap_core.names import DeviceName, TaskName
@@ -19,6 +19,14 @@ class Settings(BaseModel):
     """Base of every settings table: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_not_1(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic alone would take true for a number."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("takes neither true nor false; docs/settings.md says what it takes")
+        return value
 
 
 class AlgorithmSettings(Settings):

@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field, model_validator
 
+from tap_core.errors import UsageError
 from tap_core.settings.base import Settings
 from tap_core.tasks import KINDS, task_kind
 
@@ -12,15 +13,17 @@ class PerKind(Settings):
     """One number for each task kind; a kind that is not named has its own default (`tap_core.tasks`)."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Annotated[float, Field(ge=0)]] = Field(init=False)
+    __pydantic_extra__: dict[str, Annotated[float, Field(ge=0, strict=True)]] = Field(init=False)
     default: ClassVar[str]
     """Which attribute of a task kind is its default."""
 
     @model_validator(mode="after")
     def _names_kinds(self) -> "PerKind":
         for name in self.__pydantic_extra__:
-            if name not in KINDS:
-                raise ValueError(f"no task kind {name!r}; known are {', '.join(KINDS)}")
+            try:
+                KINDS.require(name)
+            except UsageError as error:
+                raise ValueError(str(error)) from None
         return self
 
     def of(self, kind: str) -> float:

@@ -62,6 +62,12 @@ def test_a_round_of_one_device_takes_a_cohort_of_one(tmp_path: Path) -> None:
         ('[tasks.x]\nkind = "image_generation"\ninputs = ["image"]\nclasses=["a","b"]', "takes no 'classes'"),
         ('[tasks.x]\nkind = "image_classification"\ninputs = ["text"]\nclasses=["a","b"]', "needs 'image' among"),
         ('[tasks.x]\nkind = "image_generation"', "key 'tasks.x.inputs' is missing; add it"),
+        ("[rounds]\nmin_cohort = true", "rounds.min_cohort: takes neither true nor false; docs/settings.md"),
+        ("[training]\nlearning_rate = true", "training.learning_rate: takes neither true nor false"),
+        ("[lora]\nencoder_layers = false", "lora.encoder_layers: takes neither true nor false"),
+        ("[algorithm]\nk = true", "algorithm: k: takes neither true nor false"),
+        ("[algorithm.margins]\nregression = true", "algorithm: margins.regression: "),
+        ("[algorithm.margins]\nregresion = 1", "no task kind 'regresion'; did you mean 'regression'?"),
         ("[lora", "is not valid TOML"),
     ],
 )
@@ -81,6 +87,13 @@ def test_a_limit_of_norms_is_a_number_a_factor_or_none(tmp_path: Path, written: 
     config = load_toml(write(tmp_path, f"{GOOD}[rounds]\nmax_update_norm = {written}"), FederationConfig)
     assert config.rounds.max_update_norm == meant
     assert FederationConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_whole_numbers_may_stand_where_others_may(tmp_path: Path) -> None:
+    text = "[training]\nlearning_rate = 1\n[algorithm]\nselection = true\n[algorithm.margins]\nregression = 2"
+    config = load_toml(write(tmp_path, GOOD + text), FederationConfig)
+    assert (config.training.learning_rate, config.algorithm.margins.of("regression")) == (1.0, 2.0)
+    assert config.algorithm.selection is True
 
 
 @pytest.mark.parametrize("written", ['"ten"', "0", '"0x"', "-1", "inf", '"nan"', "true", '"5 x"', '"1e999"', '"5x\\n"'])
