@@ -4,11 +4,13 @@ A package outside this one adds its own either by calling `add`, or with an entr
 
     [project.entry-points."tap_edge.task_kinds"]
     rating = "my_package.rating:Rating"
+
+A name that two of them claim is nobody's: who asks for it is told of both.
 """
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from tap_core.errors import UsageError, did_you_mean
@@ -22,6 +24,8 @@ class Registry(Mapping[str, T], Generic[T]):
     def __init__(self, what: str, group: str) -> None:
         self.what, self.group = what, group
         self._found: dict[str, Any] = {}
+        self._clashes: dict[str, str] = {}
+        """Names that are claimed twice, with who claims them; a package that is found twice says the same twice."""
         self._looked = False
 
     def add(self, name: str, thing: "T | str") -> None:
@@ -33,12 +37,15 @@ class Registry(Mapping[str, T], Generic[T]):
             raise ValueError(f"there is a {self.what} {name!r} already; choose another name")
 
     def __getitem__(self, name: str) -> T:
+        """Raises UsageError if an entry point's thing cannot be imported, or its name is not its own."""
         self._look()
         thing = self._found[name]
-        if isinstance(thing, str):
+        self._require_one(name)
+        if isinstance(thing, EntryPoint):
+            thing = self._found[name] = self._loaded(thing)
+        elif isinstance(thing, str):
             module, _, attribute = thing.partition(":")
-            thing = getattr(import_module(module), attribute)
-            self._found[name] = thing
+            thing = self._found[name] = getattr(import_module(module), attribute)
         imported: T = thing
         return imported
 
@@ -60,13 +67,38 @@ class Registry(Mapping[str, T], Generic[T]):
         return self[name]
 
     def require(self, name: str) -> None:
-        """Raise UsageError, with the nearest known name, unless there is a thing of this name. Imports nothing."""
+        """Raise UsageError, with the nearest known name, unless there is one thing of this name. Imports nothing."""
         if name not in self:
             hint = did_you_mean(name, self) or f"known are {', '.join(self)}"
             raise UsageError(f"no {self.what} {name!r}; {hint}")
+        self._require_one(name)
+
+    def _require_one(self, name: str) -> None:
+        if name in self._clashes:
+            raise UsageError(
+                f"the {self.what} {name!r} is there twice, from {self._clashes[name]}; rename one in the entry points "
+                f"[{self.group}] of its package, or uninstall that package"
+            )
+
+    def _loaded(self, point: EntryPoint) -> Any:
+        try:
+            return point.load()
+        except (ImportError, AttributeError) as error:
+            raise UsageError(
+                f"the {self.what} {point.name!r} cannot be loaded: the entry point of {_package(point)} in "
+                f"[{self.group}] fails with {type(error).__name__} ({error}); correct the package or uninstall it"
+            ) from error
 
     def _look(self) -> None:
         if not self._looked:
             self._looked = True
             for point in entry_points(group=self.group):
-                self._found.setdefault(point.name, f"{point.module}:{point.attr}")
+                first = self._found.setdefault(point.name, point)
+                if not isinstance(first, EntryPoint):
+                    self._clashes[point.name] = f"tap-edge itself and {_package(point)}"
+                elif first.value != point.value:
+                    self._clashes[point.name] = f"{_package(first)} and {_package(point)}"
+
+
+def _package(point: EntryPoint) -> str:
+    return f"{point.dist.name if point.dist else 'a package'} ({point.value})"
