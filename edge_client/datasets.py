@@ -241,6 +241,8 @@ def _target(task: TaskConfig, table: Table, row: int, column: str) -> Any:
     kind, cell = task_kind(task.kind), table.cell(row, column)
     if cell is None and isinstance(table, FolderTable):
         raise UsageError(f"{table.where(row)} is in no class; move it into a sub-folder named after its class")
+    if not table.holds(row, column):
+        raise UsageError(f"{table.where(row)} has no {column!r}; add it or remove the row")
     if not isinstance(cell, list):
         cell = "" if kind.may_be_empty and cell in (None, "") else table.text(row, column)
     try:

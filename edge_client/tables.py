@@ -56,6 +56,10 @@ class Table(ABC):
     def where(self, row: int) -> str:
         """Source and row in the user's terms, for messages."""
 
+    def holds(self, row: int, column: str) -> bool:
+        """Whether the row has a cell of this column at all, be it an empty one."""
+        return True
+
     def require(self, column: str, purpose: str) -> None:
         """Raise UsageError, naming the nearest column and listing all, unless ``column`` exists."""
         if column not in self.columns:
@@ -159,6 +163,9 @@ class RowTable(Table):
     def cell(self, row: int, column: str) -> Any:
         return self._rows[row].get(column)
 
+    def holds(self, row: int, column: str) -> bool:
+        return column in self._rows[row]
+
     def where(self, row: int) -> str:
         return f"{self.source} line {self._lines[row]}"
 
@@ -257,8 +264,9 @@ def _open_json_lines(path: Path) -> Table:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UsageError(f"{path} line {number} is not valid JSON ({error.msg}); correct the line") from None
+            except (ValueError, RecursionError) as error:
+                why = error.msg if isinstance(error, json.JSONDecodeError) else "a number too long, or too deep a nest"
+                raise UsageError(f"{path} line {number} is not valid JSON ({why}); correct the line") from None
             if not isinstance(row, dict):
                 raise UsageError(f"{path} line {number} is not a JSON object; write one {{...}} per line")
             columns.update(dict.fromkeys(row))

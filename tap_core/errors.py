@@ -20,6 +20,16 @@ class UsageError(TapError):
     exit_code = 2
 
 
+def quoted(value: object, most: int = 60) -> str:
+    """A value from a user's data as a message shows it: in quotes where it is text, and no longer than a line bears.
+
+    >>> quoted("a long answer", most=8)
+    "'a long ..."
+    """
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def did_you_mean(name: str, known: Iterable[str], *, quoted: bool = True) -> str:
     """The part of a message that asks for the nearest of the ``known`` names; empty if none is near.
 

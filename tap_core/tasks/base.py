@@ -45,7 +45,7 @@ class TaskKind(ABC):
     """How a target is read from users' data: a cell of text (or numbers, or a list), given to `parse`; or an image."""
 
     may_be_empty: ClassVar[bool] = False
-    """Whether an empty cell is a target."""
+    """Whether an empty cell is a target; a row without the cell is none in any case."""
 
     folder: ClassVar[bool] = False
     """Whether an image folder, whose sub-folders are classes, can be its data."""

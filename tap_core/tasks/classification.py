@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tap_core.errors import did_you_mean
+from tap_core.errors import did_you_mean, quoted
 from tap_core.examples import Example
 from tap_core.tasks.base import Facts, TaskKind
 from tap_core.tasks.metrics import ACCURACY
@@ -86,5 +86,5 @@ def class_index(name: str, task: "TaskConfig") -> int:
     """The place of a class among the task's classes. Raises ValueError with the nearest class."""
     if name not in task.classes:
         hint = f"{did_you_mean(name, task.classes)} its classes are {', '.join(task.classes)}".lstrip()
-        raise ValueError(f"class {name!r} is not a class of task {task.name!r}; {hint}")
+        raise ValueError(f"class {quoted(name)} is not a class of task {task.name!r}; {hint}")
     return task.classes.index(name)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tap_core.errors import quoted
 from tap_core.examples import Example
 from tap_core.tasks.base import Facts, TaskKind
 from tap_core.tasks.classification import class_index
@@ -34,10 +35,24 @@ class Multilabel(TaskKind):
     metrics = (MACRO_F1,)
     loss_unit = "nats per class"
 
+    def check(self, task: "TaskConfig") -> None:
+        super().check(task)
+        for name in task.classes:
+            if not name.strip() or name != name.strip() or SEPARATOR in name:
+                raise ValueError(
+                    f"no cell can name the class {name!r}: {SEPARATOR!r} stands between classes, and spaces around "
+                    "them are left out; rename it"
+                )
+
     def parse(self, cell: Any, task: "TaskConfig") -> tuple[int, ...]:
         """A list of class names, or names with ";" between them."""
-        names = cell if isinstance(cell, (list, tuple)) else [part.strip() for part in str(cell).split(SEPARATOR)]
-        return tuple(sorted({class_index(str(name), task) for name in names if str(name)}))
+        names = cell if isinstance(cell, (list, tuple)) else str(cell).split(SEPARATOR)
+        if not all(isinstance(name, (str, int, float)) for name in names):
+            raise ValueError(
+                f"{quoted(cell)} is no list of names of classes, which task {task.name!r} needs; write one"
+            )
+        stripped = [str(name).strip() for name in names]
+        return tuple(sorted({_index(name, task) for name in stripped if name}))
 
     def encode(
         self, task: "TaskConfig", examples: Sequence[Example], preprocessor: "Preprocessor", facts: Facts
@@ -96,6 +111,14 @@ class Multilabel(TaskKind):
         marked = {label: "*" for label in facts["labels"]}
         shares = facts["probabilities"].items()
         return "\n".join(f"{share:6.1%} {marked.get(label, ' ')} {label}" for label, share in shares)
+
+
+def _index(name: str, task: "TaskConfig") -> int:
+    try:
+        return class_index(name, task)
+    except ValueError as error:
+        hint = f"; between classes stands {SEPARATOR!r}, not ','" if "," in name else ""
+        raise ValueError(f"{error}{hint}") from None
 
 
 def _outcomes(logits: "Tensor") -> "Tensor":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tap_core.errors import quoted
 from tap_core.examples import Example
 from tap_core.tasks.base import Facts, TaskKind
 from tap_core.tasks.metrics import MAE, R_SQUARED
@@ -30,11 +31,14 @@ class Regression(TaskKind):
 
     def parse(self, cell: Any, task: "TaskConfig") -> float:
         try:
-            number = float(cell)
+            number = math.nan if "_" in str(cell) else float(cell)
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise ValueError(f"{cell!r} is not a finite number, which task {task.name!r} needs")
+            raise ValueError(
+                f"{quoted(cell)} is not a finite number, which task {task.name!r} needs; write one with a decimal "
+                "point, as in 1234.5, or remove the row"
+            )
         return number
 
     def fit(self, task: "TaskConfig", targets: Sequence[Any]) -> Facts:

@@ -50,6 +50,8 @@ def federation() -> FederationConfig:
                 "topic": {"kind": "text_classification", "inputs": ["text"], "classes": ["sport", "food", "art"]},
                 "question": {"kind": "text_generation", "inputs": ["image", "text"]},
                 "redraw": {"kind": "image_generation", "inputs": ["image"]},
+                "marks": {"kind": "multilabel", "inputs": ["text"], "classes": ["red", "round"]},
+                "price": {"kind": "regression", "inputs": ["text"]},
                 "draw": {"kind": "image_generation", "inputs": ["text"]},
             },
         }

@@ -208,6 +208,18 @@ BAD = [
     ("topic", "rows.jsonl", "[1]\n", {}, "line 1 is not a JSON object"),
     ("topic", "rows.jsonl", '{"text": ["a"], "target": "art"}\n', {}, "line 1: 'text' is no text but list"),
     ("topic", "rows.jsonl", '{"text": "a", "target": null}\n', {}, "line 1: 'target' is empty"),
+    ("topic", "rows.jsonl", '{"text": "a", "target": ' + "9" * 5000 + "}\n", {}, "line 1 is not valid JSON (a number"),
+    ("topic", "rows.jsonl", '{"text": "a", "target": ' + "[" * 99999 + "}\n", {}, "line 1 is not valid JSON"),
+    ("topic", "rows.csv", "text,target\na," + "x" * 5000 + "\n", {}, "class '" + "x" * 59 + "... is not a class"),
+    ("topic", "rows.jsonl", '{"text": "a", "target": "art"}\n{"text": "b"}\n', {}, "line 2 has no 'target'; add it"),
+    ("marks", "rows.jsonl", '{"text": "a", "target": []}\n{"text": "b"}\n', {}, "line 2 has no 'target'; add it"),
+    ("marks", "rows.jsonl", '{"text": "a", "target": ["red", null]}\n', {}, "is no list of names of classes"),
+    ("marks", "rows.jsonl", '{"text": "a", "target": [["red"]]}\n', {}, "is no list of names of classes"),
+    ("marks", "rows.csv", 'text,target\na,"red, round"\n', {}, "between classes stands ';', not ','"),
+    ("price", "rows.jsonl", '{"text": "a", "target": 1.5}\n{"text": "b"}\n', {}, "line 2 has no 'target'; add it"),
+    ("price", "rows.csv", "text,target\na,1_000\n", {}, "line 2: '1_000' is not a finite number, which task 'price'"),
+    ("price", "rows.csv", 'text,target\na,"1,5"\n', {}, "write one with a decimal point, as in 1234.5, or remove"),
+    ("price", "rows.jsonl", '{"text": "a", "target": [1]}\n', {}, "[1] is not a finite number"),
     ("topic", "rows.json", "[]", {}, "write one JSON object per line"),
     ("topic", "rows.xlsx", "", {}, "must be .csv, .jsonl or .parquet"),
     ("topic", "rows.parquet", "no parquet", {}, "is not a readable Parquet file"),
@@ -227,6 +239,13 @@ def test_bad_data_is_one_line(federation, tmp_path, task, name, content, source,
         load(federation, task, tmp_path, train=path, **source)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_empty_cell_of_marks_is_no_class_and_spaces_do_not_count(federation, tmp_path):
+    cells = ["", [], None, " red ;round;", [" round "], "red"]
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": f"text {i}", "target": c} for i, c in enumerate(cells)])
+    data = load(federation, "marks", tmp_path, train=path, test_fraction=0)
+    assert [example.target for example in data.train] == [(), (), (), (0, 1), (1,), (0,)]
 
 
 def test_bad_image_folders_are_one_line(federation, tmp_path, picture):

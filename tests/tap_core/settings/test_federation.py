@@ -68,6 +68,10 @@ def test_a_round_of_one_device_takes_a_cohort_of_one(tmp_path: Path) -> None:
         ("[algorithm]\nk = true", "algorithm: k: takes neither true nor false"),
         ("[algorithm.margins]\nregression = true", "algorithm: margins.regression: "),
         ("[algorithm.margins]\nregresion = 1", "no task kind 'regresion'; did you mean 'regression'?"),
+        *(
+            (f'[tasks.x]\nkind = "multilabel"\ninputs = ["text"]\nclasses=["a", "{name}"]', f"the class '{name}'")
+            for name in ("a;b", " x", "x ", " ", "")
+        ),
         ("[lora", "is not valid TOML"),
     ],
 )
