@@ -117,17 +117,19 @@ def _find(source: str) -> Path:
     directory = Path(source).expanduser()
     if directory.is_dir():
         return directory
-    if directory.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
+    if directory.exists():
+        raise UsageError(f"foundation {source!r} is a file; give its directory, or a hub id (owner/name)")
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UsageError(f"foundation {source!r}: no such directory; give a directory or a hub id (owner/name)")
     return _download(source)
 
 
 def _require(directory: Path, names: tuple[str, ...]) -> None:
-    if not _weight_files(directory):
-        raise UsageError(f"{directory} holds no weights; put the model's model.safetensors there")
     for name in names:
         if not (directory / name).is_file():
             raise UsageError(f"{directory} holds no {name}; put the model's {name} there")
+    if not _weight_files(directory):
+        raise UsageError(f"{directory} holds no weights; put the model's model.safetensors there")
 
 
 def _weight_files(directory: Path) -> list[Path]:

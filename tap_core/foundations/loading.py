@@ -4,6 +4,7 @@ It knows file names and transformers' loaders. It does not know what a family do
 """
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from tap_core.errors import UsageError
+from tap_core.errors import UsageError, quoted
 from tap_core.foundations.base import SpecialTokens
 
 
@@ -112,9 +113,21 @@ def load_normalisation(directory: Path) -> tuple[tuple[float, ...], tuple[float,
         if (directory / name).is_file():
             values = load_json(directory / name)
             values = values.get("image_processor", values)
+            if not isinstance(values, dict):
+                raise damaged(directory / name, "image_processor is no JSON object")
             if "image_mean" in values and "image_std" in values:
-                return tuple(values["image_mean"]), tuple(values["image_std"])
+                mean, std = (_colours(directory / name, key, values[key]) for key in ("image_mean", "image_std"))
+                if min(std) <= 0:
+                    raise damaged(directory / name, f"image_std is {list(std)} and must be above 0")
+                return mean, std
     return None
+
+
+def _colours(path: Path, key: str, values: object) -> tuple[float, ...]:
+    numbers = values if isinstance(values, list) and len(values) == 3 else [None]
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+        raise damaged(path, f"{key} is {quoted(values)} and must be three numbers")
+    return tuple(numbers)
 
 
 def load_json(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tap_core.components import Modality, decoder, encoder, family, owned_components
+from tap_core.errors import UsageError
 from tap_core.foundations.base import Foundation
 from tap_core.foundations.preprocessor import Preprocessor
 from tap_core.model import adapters
@@ -42,6 +43,12 @@ class TapModel(nn.Module):
         self.preprocessor = Preprocessor(foundation, text_length=config.training.text_length)
         modalities: list[Modality] = [m for m in ("image", "text") if encoder(m) in self.components]
         encoders, blocks = foundation.split(config.model.stage_layers)
+        deepest = max(len(found.blocks) for found in encoders.values())
+        if (config.lora.encoder_layers or 0) > deepest:
+            raise UsageError(
+                f"lora.encoder_layers = {config.lora.encoder_layers} and the foundation's encoders have {deepest} "
+                "layers at most; lower it, or leave it out for adapters in all of them"
+            )
         self.encoders = AdaptedEncoders({m: AdaptedEncoder(encoders[m], m, config.lora) for m in modalities})
         self.backbone = Backbone(blocks, len(blocks) // 2, self.components, config.lora)
         sizes = HeadSizes(

@@ -56,6 +56,18 @@ def test_another_kind_of_model_is_refused(copy: Path) -> None:
         ("tokenizer.json", b"{}", "tokenizer.json cannot be loaded"),
         ("tokenizer.json", b"\xff", "tokenizer.json cannot be loaded"),
         ("preprocessor_config.json", b"{", "preprocessor_config.json cannot be loaded"),
+        *(
+            ("preprocessor_config.json", b'{"image_mean": [0, 0.5, 1], "image_std": [1, 1, 1], ' + change + b"}", said)
+            for change, said in (
+                (b'"image_mean": "x"', "image_mean is 'x' and must be three numbers"),
+                (b'"image_mean": "abc"', "image_mean is 'abc' and must be three numbers"),
+                (b'"image_mean": [0, 0]', r"image_mean is \[0, 0\] and must be three numbers"),
+                (b'"image_mean": [0, 0, NaN]', r"image_mean is \[0, 0, nan\] and must be three numbers"),
+                (b'"image_std": [1, 1, null]', r"image_std is \[1, 1, None\] and must be three numbers"),
+                (b'"image_std": [1, 0, 1]', r"image_std is \[1, 0, 1\] and must be above 0"),
+                (b'"image_processor": 1', "image_processor is no JSON object"),
+            )
+        ),
     ],
 )
 def test_a_damaged_file_is_one_line_that_names_it(copy: Path, name: str, content: bytes, said: str) -> None:
@@ -63,6 +75,18 @@ def test_a_damaged_file_is_one_line_that_names_it(copy: Path, name: str, content
     with pytest.raises(UsageError, match=said) as caught:
         load_foundation(str(copy))
     assert "\n" not in str(caught.value) and "fetch the model's files again" in str(caught.value)
+
+
+def test_without_config_json_that_is_said_first(copy: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (copy / name).unlink()
+    with pytest.raises(UsageError, match=r"holds no config\.json; put the model's config\.json there"):
+        load_foundation(str(copy))
+
+
+def test_of_a_file_its_directory_is_asked_for(copy: Path) -> None:
+    with pytest.raises(UsageError, match=r"model\.safetensors' is a file; give its directory"):
+        load_foundation(str(copy / "model.safetensors"))
 
 
 @pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "nowhere"])

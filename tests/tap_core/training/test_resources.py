@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tap_core.errors import UsageError
 from tap_core.model.tap_model import TapModel
 from tap_core.settings.federation import TrainingConfig
 from tap_core.settings.runtime import Runtime
@@ -97,6 +98,10 @@ def test_adapters_in_the_last_layers_alone(mini_model: Make, mini_examples: Make
         names = model.state("personal")[f"encoder/{modality}"]
         assert names and all(name.startswith("blocks.1.") for name in names)
         assert model.encoders[modality].frozen_blocks == 1
+    with pytest.raises(
+        UsageError, match=r"lora\.encoder_layers = 3 and the foundation's encoders have 2 layers at most"
+    ):
+        mini_model("ask", lora={"encoder_layers": 3})
     everywhere = mini_model("ask", lora={"encoder_layers": 2})
     assert everywhere.encoders["image"].frozen_blocks == 0
     assert set(everywhere.state("personal")["encoder/image"]) == set(
