@@ -133,6 +133,7 @@ class Participant:
 
         Raises:
             ValueError: The model has other tasks than the data.
+            UsageError: A task has no examples to decide on, or a metric that the settings ask for cannot be had.
         """
         if set(model.tasks) != set(data):
             raise ValueError(f"the model has tasks {sorted(model.tasks)} and the data {sorted(data)}")
@@ -147,6 +148,7 @@ class Participant:
             )
         for task in self.tasks:
             model.preprocessor.fit(task, data[task.name].train)
+            task_kind(task.kind).more_metrics(config.evaluation)  # whether they can be had is said before training
 
     @property
     def examples(self) -> dict[TaskName, int]:

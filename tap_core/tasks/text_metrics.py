@@ -90,13 +90,17 @@ def bert_score(model: str) -> Metric:
         raise UsageError(
             f"evaluation.bert_model: {model} is no directory with a model; give one that has a config.json"
         )
-    layers = int(json.loads((directory / "config.json").read_text())["num_hidden_layers"])
-    scorer = BERTScorer(model_type=str(directory), num_layers=layers, device="cpu")
+
+    @functools.cache
+    def load() -> Any:
+        """Only when it scores: the metric is asked for before training, to see that it can be had."""
+        layers = int(json.loads((directory / "config.json").read_text())["num_hidden_layers"])
+        return BERTScorer(model_type=str(directory), num_layers=layers, device="cpu")
 
     def all_of(answers: Sequence[str], wanted: Sequence[str]) -> list[float]:
         texts = [(a.strip(), w.strip()) for a, w in zip(answers, wanted, strict=True)]
         real = [(a, w) for a, w in texts if a and w]  # the package stumbles over empty texts
-        scores = iter(scorer.score(*map(list, zip(*real, strict=True)))[2].tolist() if real else [])
+        scores = iter(load().score(*map(list, zip(*real, strict=True)))[2].tolist() if real else [])
         return [next(scores) if a and w else float(a == w) for a, w in texts]
 
     return Metric(f"bert_score ({directory.name})", True, each_of=all_of)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from tap_core.aggregation import aggregate
 from tap_core.algorithms.base import DeviceState
 from tap_core.algorithms.participant import Participant
 from tap_core.components import components_of_task, owned_components
+from tap_core.errors import UsageError
 from tap_core.foundations.preprocessor import Preprocessor
 from tap_core.settings.runtime import Runtime
 from tap_core.simulation.in_process import simulate
@@ -31,6 +33,13 @@ def participant(mini_config: Make, mini_model: Make, mini_examples: Make) -> Mak
 
 def same(a: Any, b: Any) -> bool:
     return all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def test_a_metric_that_cannot_be_had_is_said_before_training(participant: Make, tmp_path: Path) -> None:
+    tables = {"evaluation": {"bert_model": str(tmp_path / "nowhere")}}
+    with pytest.raises(UsageError, match=r"^evaluation\.bert_model"):
+        participant("asker", "ask", **tables)
+    participant("reader", "letters", **tables)
 
 
 def test_the_first_participation_replaces_everything(participant: Make) -> None:
