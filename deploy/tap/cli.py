@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from tap_core.command_line import make_app, one_line_errors, working
+from tap_core.errors import UsageError
 from tap_core.names import DeviceName, TaskName
 
 app = make_app("TAP, Two-Stage Adaptive Personalization: make federations, simulate them, run the demo.")
@@ -93,7 +94,9 @@ def info(
     federation: Annotated[
         Path | None, typer.Option(help="Settings and tasks of this federation (TOML); else defaults and four tasks.")
     ] = None,
-    tasks: Annotated[str, typer.Option(help="The device's tasks, with commas between; all of them if left out.")] = "",
+    tasks: Annotated[
+        str | None, typer.Option(help="The device's tasks, with commas between; all of them if left out.")
+    ] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Facts about a foundation, what is trained on it, and an estimate of a device's memory and time for a step."""
@@ -104,7 +107,16 @@ def info(
         config = example_federation(source)
         if federation is not None:
             config = load_federation(federation).model_copy(update={"foundation": source})
-        names = [TaskName(name.strip()) for name in tasks.split(",")] if tasks else list(config.tasks)
+        names = list(config.tasks)
+        if tasks is not None:
+            names = [TaskName(name.strip()) for name in tasks.split(",") if name.strip()]
+        if not names:
+            raise UsageError("--tasks names no task; give names with commas between, or leave it out for all of them")
+        if federation is None and (unknown := set(names) - set(config.tasks)):
+            raise UsageError(
+                f"--tasks: {min(unknown)!r} is none of the four tasks that serve without a federation, which are "
+                f"{', '.join(sorted(config.tasks))}; for a federation's own give --federation"
+            )
         found = foundation_info(config, config.tasks_named(names))
     typer.echo(json.dumps(found) if as_json else "\n".join(as_lines(found)))
 

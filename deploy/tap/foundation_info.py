@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -113,9 +114,19 @@ def as_lines(info: Mapping[str, Any]) -> list[str]:
         *(f"  {name:{width}}  {component['bytes'] / 1e3:10.1f} kB" for name, component in components.items()),
         f"a step, estimated, of {examples} and texts of {guess['text_tokens']} tokens:",
         f"  {guess['memory_bytes'] / 1e9:.2f} GB of memory beside the program's own",
-        f"  {guess['seconds_per_step']:.2g} s on this machine ({guess['operations'] / 1e9:.0f} billion operations, "
-        f"{guess['operations_per_second'] / 1e9:.0f} billion a second)",
+        f"  {rounded(guess['seconds_per_step'])} s on this machine ({rounded(guess['operations'] / 1e9)} billion "
+        f"operations, {rounded(guess['operations_per_second'] / 1e9)} billion a second: measured just now, so other "
+        "programs slow it down)",
     ]
+
+
+def rounded(value: float) -> str:
+    """Two digits that count, without an exponent.
+
+    >>> rounded(187.4), rounded(0.000412), rounded(2_000_000)
+    ('190', '0.00041', '2000000')
+    """
+    return np.format_float_positional(value, precision=2, unique=False, fractional=False, trim="-")
 
 
 def facts(foundation: Foundation, config: FederationConfig) -> dict[str, Any]:

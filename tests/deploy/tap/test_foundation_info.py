@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from typer.testing import CliRunner
 
 from deploy.tap.cli import app
-from deploy.tap.foundation_info import count, dummy_batch, example_federation, foundation_info
+from deploy.tap.foundation_info import count, dummy_batch, example_federation, foundation_info, rounded
 from tap_core.foundations import load_foundation
 from tap_core.model.tap_model import build_model
 from tap_core.tasks.batch import TaskBatch
@@ -97,6 +97,9 @@ def test_the_tasks_are_those_of_a_federation(mini_config, mini_foundation: Path,
     shown = run(mini_foundation, "--federation", federation, "--tasks", "ask").stdout
     assert "a step, estimated, of 5 ask and texts of 16 tokens:" in shown
     assert "family          flava" in shown and "decoder/ask" in shown and "decoder/tint" not in shown
+    assert re.search(
+        r"  [\d.]+ s on this machine \([\d.]+ billion operations, [\d.]+ billion a second: measured", shown
+    )
     assert re.search(r"trainable +\d+\.\d\d million \(\d+\.\d% of all\)", shown)
     assert "decoder/tint" in run(mini_foundation, "--federation", federation).stdout
 
@@ -104,7 +107,12 @@ def test_the_tasks_are_those_of_a_federation(mini_config, mini_foundation: Path,
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--tasks", "nothing"], "has no task 'nothing'; its tasks are answer, image, image_class, text_class"),
+        (
+            ["--tasks", "nothing"],
+            "are answer, image, image_class, text_class; for a federation's own give --federation",
+        ),
+        (["--tasks", ""], "--tasks names no task; give names with commas between"),
+        (["--tasks", ",,"], "--tasks names no task; give names with commas between"),
         (["--federation", "absent.toml"], "absent.toml: no such file"),
     ],
 )
@@ -112,6 +120,14 @@ def test_mistakes_are_one_line(mini_foundation: Path, arguments: list[str], said
     result = run(mini_foundation, *arguments)
     (line,) = result.stderr.splitlines()
     assert result.exit_code == 2 and line.startswith("error: ") and said in line
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(187.4, "190"), (1234.5, "1200"), (2e7, "20000000"), (0.0537, "0.054"), (0.000412, "0.00041"), (3.0, "3")],
+)
+def test_estimates_are_shown_without_an_exponent(value: float, shown: str) -> None:
+    assert rounded(value) == shown
 
 
 def test_it_has_help_with_an_example() -> None:
