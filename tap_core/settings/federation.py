@@ -292,6 +292,8 @@ class FederationConfig(Settings):
         moved = {"tap": "algorithm", "distillation": "algorithm.distillation"}
         for old in moved.keys() & values.keys() if isinstance(values, Mapping) else ():
             raise ValueError(f"table [{old}] is [{moved[old]}] now; rename it")
+        if isinstance(values, Mapping) and "runtime" in values:
+            raise ValueError("table [runtime] is each device's own; move it to client.toml")
         return values
 
     @model_validator(mode="before")

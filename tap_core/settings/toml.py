@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_origin
 from pydantic import BaseModel, ValidationError
 
 from tap_core.errors import UsageError, did_you_mean
+from tap_core.settings.base import NAME_PATTERN
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -19,6 +20,16 @@ else:
     import tomli as tomllib
 
 Model = TypeVar("Model", bound=BaseModel)
+
+_PLAIN = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    "string_type": "must be text in quotes",
+    "tuple_type": 'must be a list, as in ["a", "b"]',
+    "too_short": "must not be empty",
+}
+"""Pydantic's problems in the words of TOML."""
 
 
 def load_toml(path: Path, model: type[Model]) -> Model:
@@ -73,16 +84,19 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """
     problems = error.errors(include_url=False)
     problem = min(problems, key=lambda candidate: candidate["type"] != "extra_forbidden")
-    where = ".".join(str(part) for part in problem["loc"])
+    where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
     if problem["type"] == "extra_forbidden":
         known = _keys_at(model, problem["loc"][:-1])
         hint = did_you_mean(str(problem["loc"][-1]), known) or f"known keys: {', '.join(sorted(known))}"
         return f"unknown key {where!r}; {hint}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _PLAIN.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+    if problem.get("ctx", {}).get("pattern") == NAME_PATTERN:
+        message = "is a name of lower-case letters, digits, '_' and '-', 64 at most, a letter or digit first"
     if problem["type"] == "missing":
         return f"key {where!r} is missing; add it"
     refused = problem.get("input")
-    received = "" if isinstance(refused, (Mapping, list)) else f" (got {json.dumps(refused, default=str)})"
+    told = isinstance(refused, (Mapping, list)) or repr(refused) in message
+    received = "" if told else f" (got {json.dumps(refused, default=str)})"
     return f"{where or 'the file'}: {message}{received}"
 
 

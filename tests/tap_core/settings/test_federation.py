@@ -6,7 +6,7 @@ import pytest
 
 from tap_core.errors import UsageError
 from tap_core.settings.federation import FederationConfig
-from tap_core.settings.toml import load_toml
+from tap_core.settings.toml import load_toml, validate
 
 GOOD = """
 name = "f"
@@ -72,6 +72,14 @@ def test_a_round_of_one_device_takes_a_cohort_of_one(tmp_path: Path) -> None:
             (f'[tasks.x]\nkind = "multilabel"\ninputs = ["text"]\nclasses=["a", "{name}"]', f"the class '{name}'")
             for name in ("a;b", " x", "x ", " ", "")
         ),
+        ("[runtime]\nthreads = 1", "table [runtime] is each device's own; move it to client.toml"),
+        ('[tasks."A b"]\nkind = "regression"\ninputs = ["text"]', "tasks.A b: is a name of lower-case letters, digits"),
+        ('[tasks.x]\nkind = "regression"\ninputs = []', "tasks.x.inputs: must not be empty"),
+        ('[tasks.x]\nkind = "regression"\ninputs = "text"', "tasks.x.inputs: must be a list, as in"),
+        ("[rounds]\ntotal = 1.5", "rounds.total: must be a whole number (got 1.5)"),
+        ('[rounds]\ntotal = "many"', 'rounds.total: must be a whole number (got "many")'),
+        ('[rounds]\ntrim = "much"', 'rounds.trim: must be a number (got "much")'),
+        ("[rounds]\nsampler = 1", "rounds.sampler: must be text in quotes (got 1)"),
         ("[lora", "is not valid TOML"),
     ],
 )
@@ -91,6 +99,14 @@ def test_a_limit_of_norms_is_a_number_a_factor_or_none(tmp_path: Path, written: 
     config = load_toml(write(tmp_path, f"{GOOD}[rounds]\nmax_update_norm = {written}"), FederationConfig)
     assert config.rounds.max_update_norm == meant
     assert FederationConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_value_stands_once_in_what_is_said_of_it(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_toml(write(tmp_path, GOOD + '[rounds]\nsampler = "unform"'), FederationConfig)
+    assert str(caught.value).count("unform") == 1 and "did you mean 'uniform'?" in str(caught.value)
+    with pytest.raises(UsageError, match=r'^x: name: is a name of lower-case letters.* \(got "My Home"\)$') as caught:
+        validate({"name": "My Home"}, FederationConfig, source="x")
 
 
 def test_whole_numbers_may_stand_where_others_may(tmp_path: Path) -> None:
