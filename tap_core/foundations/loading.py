@@ -123,11 +123,11 @@ def load_normalisation(directory: Path) -> tuple[tuple[float, ...], tuple[float,
     return None
 
 
-def _colours(path: Path, key: str, values: object) -> tuple[float, ...]:
-    numbers = values if isinstance(values, list) and len(values) == 3 else [None]
-    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+def _colours(path: Path, key: str, values: Any) -> tuple[float, ...]:
+    is_three = isinstance(values, list) and len(values) == 3
+    if not is_three or not all(type(number) in (int, float) and math.isfinite(number) for number in values):
         raise damaged(path, f"{key} is {quoted(values)} and must be three numbers")
-    return tuple(numbers)
+    return tuple(values)
 
 
 def load_json(path: Path) -> dict[str, Any]:

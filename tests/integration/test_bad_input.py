@@ -155,7 +155,7 @@ def test_a_model_directory_without_weights(site: Site) -> None:
     empty.mkdir()
     spoil(site.federation, f'foundation = "{site.config.foundation}"', 'foundation = "empty"')
     said = complaint(tap, "init", site.federation, "--out", site.root / "new", code=2)
-    assert "holds no weights; put the model's model.safetensors there" in said
+    assert "holds no config.json; put the model's config.json there" in said
     assert not list(site.root.glob("*new*"))
 
 
