@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, decoders
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
@@ -77,9 +77,7 @@ def load_tokenizer(directory: Path) -> tuple[Tokenizer, SpecialTokens]:
         raise UsageError(f"the tokenizer in {directory} has no end token (eos or sep); use the model's own")
     pad = _known(fast.pad_token_id, *ends)[0]
     start = _known(fast.cls_token_id, fast.bos_token_id, pad)[0]
-    fast.backend_tokenizer.no_padding()
-    fast.backend_tokenizer.no_truncation()
-    return fast.backend_tokenizer, SpecialTokens(pad, start, ends[0])
+    return _plain(fast.backend_tokenizer), SpecialTokens(pad, start, ends[0])
 
 
 def _fast_tokenizer(directory: Path) -> Any:
@@ -91,6 +89,20 @@ def _fast_tokenizer(directory: Path) -> Any:
     if hasattr(tokenizer, "backend_tokenizer"):
         return tokenizer
     return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+
+
+def _plain(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy whose saved file does all that it does: what transformers' CLIPTokenizer does in Python after decoding, a
+    space for the mark that ends a word, its decoder does."""
+    plain = Tokenizer.from_str(tokenizer.to_str())
+    plain.no_padding()
+    plain.no_truncation()
+    mark = getattr(plain.model, "end_of_word_suffix", None)
+    if mark and not isinstance(plain.decoder, decoders.BPEDecoder):
+        before = [] if plain.decoder is None else [plain.decoder]
+        strip = decoders.Replace(Regex(r"\A\s+|\s+\z"), "")
+        plain.decoder = decoders.Sequence([*before, decoders.Fuse(), decoders.Replace(mark, " "), strip])
+    return plain
 
 
 def _known(*ids: int | None) -> list[int]:

@@ -13,6 +13,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 
 import tap_core.foundations as registry
 from edge_client.inference import predict
@@ -71,6 +72,19 @@ def build(directory: Path, *tasks: str) -> Any:
     model = build_model(config, config.tasks_named(tasks or config.tasks), load_foundation(config.foundation))
     model.preprocessor.facts["shade"] = {"mean": 80.0, "std": 4.0}
     return model
+
+
+def test_the_saved_tokenizer_decodes_as_the_one_of_training(directory: Path, family: str, tmp_path: Path) -> None:
+    """transformers' CLIPTokenizer decodes with a function of Python, which no file carries."""
+    tokenizer = load_foundation(str(directory)).tokenizer
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    saved = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ids = tokenizer.encode("red heart", add_special_tokens=False).ids
+    for tokens in (ids, ids * 2, [], range(tokenizer.get_vocab_size())):
+        texts = [each.decode(list(tokens), skip_special_tokens=True) for each in (tokenizer, saved)]
+        assert texts[0] == texts[1] and "</w>" not in texts[0]
+    if family == "clip":
+        assert saved.decode(ids) == "red heart" and saved.decode([]) == ""
 
 
 def batch_of(model: Any, task: str, count: int = 4) -> TaskBatch:
