@@ -84,6 +84,7 @@ def train(
     whole = model.trainable(parameter_set)
     named = {name: value for name, value in whole.items() if only is None or only(name.partition(":")[2])}
     parameters = list(named.values())
+    computed = (parameter_set, tuple(named), extra is not None)  # what decides how much is kept
     for name, parameter in whole.items():
         parameter.requires_grad_(name in named)
     # not accelerator.prepare: the accelerator would hold it until its free_memory, which collects all garbage
@@ -115,7 +116,7 @@ def train(
 
     def backward(batch: TaskBatch, size: int) -> None:
         """The gradient of the sum of the examples' losses, by the size of the mixed batch, is added."""
-        together = resources.examples_at_once(model, batch, lambda part: loss(part, count=False))
+        together = resources.examples_at_once(model, batch, lambda part: loss(part, count=False), computed)
         state = torch.get_rng_state()
         for first in range(0, batch.size, together):
             if first:

@@ -3,7 +3,7 @@
 It knows what a forward pass keeps for the backward pass. It does not know losses or optimizers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 import torch
@@ -28,17 +28,21 @@ class Resources:
         self._budget = None if runtime.memory_mb is None else runtime.memory_mb * MEGABYTE
         self._kept: dict[tuple[object, ...], int] = {}
 
-    def examples_at_once(self, model: TapModel, batch: TaskBatch, forward: Callable[[TaskBatch], Tensor]) -> int:
+    def examples_at_once(
+        self, model: TapModel, batch: TaskBatch, forward: Callable[[TaskBatch], Tensor], computed: Hashable = None
+    ) -> int:
         """How many of the batch's examples go through the model together: all of them, or as many as the memory holds,
-        one at the least. It depends on the budget and the batch's shapes alone, so that runs stay repeatable.
+        one at the least. It depends on the budget, the batch's shapes and what is computed alone, not on what was
+        computed before, so that runs stay repeatable.
 
-        ``forward``: a batch to its losses. What it keeps for one example is measured once for each shape.
+        ``forward``: a batch to its losses; ``computed`` tells what it computes from what else it may be. What it keeps
+        for one example is measured once for each shape of each.
         """
         if self._budget is None:
             return batch.size
         one = batch.rows(0, 1)
         tensors = (one.image, one.input_ids, one.target)
-        shape = (batch.task.name, *(None if t is None else tuple(t.shape) for t in tensors))
+        shape = (computed, batch.task.name, *(None if t is None else tuple(t.shape) for t in tensors))
         if shape not in self._kept:
             self._kept[shape] = kept_bytes(model, lambda: forward(one))
         return min(batch.size, max(1, self._budget // max(1, self._kept[shape])))

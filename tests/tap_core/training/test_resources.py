@@ -77,6 +77,32 @@ def test_parts_follow_from_budget_and_shapes_alone(mini_model: Make, mini_exampl
     assert 1.9 * one < two < 2.1 * one
 
 
+def test_parts_do_not_depend_on_what_was_computed_before(
+    mini_model: Make, mini_examples: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stage 2 adds to the loss keeps more for the backward pass; a process that starts there must say the same."""
+    data = {"ask": mini_examples("ask", train=32).train}
+    settings, accelerator = TrainingConfig(batch_size=32), make_accelerator(CPU, 1)
+
+    def extra(_batch: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        wide = torch.ones(20_000)
+        return lambda output: (output.flatten(1).sum(1, keepdim=True) * wide).square().sum(1)
+
+    def parts(resources: Resources) -> int:
+        """The largest part of stage 2's batch."""
+        sizes: list[int] = []
+        original = TapModel.forward
+        with monkeypatch.context() as patch:
+            patch.setattr(TapModel, "forward", lambda m, b, w: (sizes.append(b.size), original(m, b, w))[1])
+            phase = TrainingPhase("student", 2, 1, 1e-3)
+            train(mini_model("ask"), "personal", data, settings, phase, accelerator, extra=extra, resources=resources)
+        return max(sizes)
+
+    lived = Resources(Runtime(memory_mb=3))
+    train(mini_model("ask"), "personal", data, settings, TrainingPhase("p", 1, 1, 1e-3), accelerator, resources=lived)
+    assert 1 < parts(lived) == parts(Resources(Runtime(memory_mb=3))) < 32
+
+
 def test_checkpointing_changes_no_bit_and_keeps_less(mini_model: Make, mini_examples: Make, randomise: Make) -> None:
     data = {name: mini_examples(name, train=12).train for name in TASKS}
     plain = prepared(mini_model, randomise, *TASKS)
