@@ -118,6 +118,19 @@ def test_checkpointing_changes_no_bit_and_keeps_less(mini_model: Make, mini_exam
     assert kept[1] < 0.6 * kept[0]
 
 
+def test_checkpointing_in_parts_has_the_gradient_of_the_whole(
+    mini_model: Make, mini_examples: Make, randomise: Make
+) -> None:
+    """A part's dropout is that of its place in the batch in the backward pass too."""
+    data = {name: mini_examples(name, train=12).train for name in TASKS}
+    whole = gradients(prepared(mini_model, randomise, *TASKS), data, None, batch_size=12)
+    resources = Resources(Runtime(checkpointing=True))
+    resources._budget = 1  # one example at a time
+    parted = gradients(prepared(mini_model, randomise, *TASKS), data, resources, batch_size=12)
+    for one, other in zip(whole, parted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_adapters_in_the_last_layers_alone(mini_model: Make, mini_examples: Make) -> None:
     model = mini_model("ask", lora={"encoder_layers": 1, "dropout": 0.0})
     for modality in ("image", "text"):
