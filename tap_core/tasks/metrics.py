@@ -123,12 +123,18 @@ def macro_f1(answers: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) 
 
 def r_squared(answers: Sequence[float], wanted: Sequence[float]) -> float:
     """1 - sum of squared errors / sum of squared deviations from the mean; 0 where all wanted numbers are equal, but 1
-    if every answer is right."""
+    if every answer is right, both but for rounding."""
     answered, right = np.asarray(answers, np.float64), np.asarray(wanted, np.float64)
     errors, spread = np.square(answered - right).sum(), np.square(right - right.mean()).sum()
-    if spread == 0:
-        return float(errors == 0)
+    least = len(right) * rounding(right) ** 2
+    if spread <= least:
+        return float(errors <= least)
     return float(1 - errors / spread)
+
+
+def rounding(numbers: np.ndarray) -> float:
+    """How far the mean of float64 numbers may be from what it would be without rounding."""
+    return float(len(numbers) * np.finfo(np.float64).eps * np.abs(numbers).max())
 
 
 def _squared_error(answer: np.ndarray, wanted: np.ndarray) -> float:

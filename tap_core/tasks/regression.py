@@ -9,7 +9,7 @@ import numpy as np
 from tap_core.errors import quoted
 from tap_core.examples import Example
 from tap_core.tasks.base import Facts, TaskKind
-from tap_core.tasks.metrics import MAE, R_SQUARED
+from tap_core.tasks.metrics import MAE, R_SQUARED, rounding
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from tap_core.foundations.preprocessor import Preprocessor
     from tap_core.settings.federation import TaskConfig
     from tap_core.tasks.decoders import HeadSizes
+
+LARGEST = 1e100
+"""Of numbers beyond it, sums of squares could overflow."""
 
 
 class Regression(TaskKind):
@@ -39,11 +42,16 @@ class Regression(TaskKind):
                 f"{quoted(cell)} is not a finite number, which task {task.name!r} needs; write one with a decimal "
                 "point, as in 1234.5, or remove the row"
             )
+        if abs(number) > LARGEST:
+            raise ValueError(
+                f"{quoted(cell)} is beyond {LARGEST:g}, the most that task {task.name!r} takes; use a larger unit"
+            )
         return number
 
     def fit(self, task: "TaskConfig", targets: Sequence[Any]) -> Facts:
         numbers = np.asarray(targets, np.float64)
-        return {"mean": float(numbers.mean()), "std": float(numbers.std()) or 1.0}
+        spread = float(numbers.std())
+        return {"mean": float(numbers.mean()), "std": spread if spread > rounding(numbers) else 1.0}
 
     def encode(
         self, task: "TaskConfig", examples: Sequence[Example], preprocessor: "Preprocessor", facts: Facts

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from tap_core.settings.federation import TaskConfig
+from tap_core.tasks import task_kind
 from tap_core.tasks.metrics import (
     ACCURACY,
     MACRO_F1,
@@ -43,6 +45,28 @@ def test_r_squared() -> None:
     assert r_squared([2, 2, 2], [1, 2, 3]) == 0
     assert r_squared([3, 2, 1], [1, 2, 3]) == -3
     assert r_squared([5, 5], [5, 5]) == 1 and r_squared([5, 6], [5, 5]) == 0
+
+
+@pytest.mark.parametrize(("number", "count"), [(0.1, 3), (0.1, 7), (19.99, 10), (19.99, 1000), (5e15 + 1, 3), (0.0, 4)])
+def test_equal_numbers_have_no_spread_whatever_their_mean_rounds_to(number: float, count: int) -> None:
+    equal = [number] * count
+    assert r_squared([float(np.mean(equal))] * count, equal) == 1
+    assert r_squared([number * 1.5 + 1] * count, equal) == 0
+    kind, task = task_kind("regression"), TaskConfig(name="r", kind="regression", inputs=("text",))
+    assert kind.fit(task, equal)["std"] == 1.0
+
+
+def test_a_small_spread_is_one_all_the_same() -> None:
+    kind, task = task_kind("regression"), TaskConfig(name="r", kind="regression", inputs=("text",))
+    assert kind.fit(task, [1e6, 1e6 + 1e-3])["std"] == pytest.approx(5e-4)
+    assert r_squared([1e6, 1e6], [1e6, 1e6 + 1e-3]) == pytest.approx(-1, abs=1e-3)
+
+
+@pytest.mark.parametrize("number", [1e308, "-1e101"])
+def test_a_number_whose_squares_overflow_is_refused(number: object) -> None:
+    task = TaskConfig(name="r", kind="regression", inputs=("text",))
+    with pytest.raises(ValueError, match=r"beyond 1e\+100, the most that task 'r' takes"):
+        task_kind("regression").parse(number, task)
 
 
 def test_means_over_examples() -> None:
