@@ -69,7 +69,8 @@ class Examples(Sequence[Example]):
         return self.subset([self._rows[place] for place in places])
 
     def items(self, column: str | None) -> list[str]:
-        """The source item of each example: the cell of ``column``, else the image if there is one, else the text."""
+        """The source item of each example: the cell of ``column``, else the image if there is one, be it the target,
+        else the text."""
         if column is not None:
             self.table.require(column, f"tasks.{self._task.name}.item")
             return [self.table.text(row, column) for row in self._rows]
@@ -78,6 +79,8 @@ class Examples(Sequence[Example]):
     def _content(self, row: int) -> str:
         if "image" in self._task.inputs:
             return self.table.image_digest(row, self._columns.image)
+        if not self._targets and self._columns.target is not None:
+            return self.table.image_digest(row, self._columns.target)
         return hashlib.sha256(self.table.text(row, self._columns.text).strip().encode()).hexdigest()
 
     def where(self, index: int) -> str:

@@ -66,6 +66,15 @@ def test_text_to_image_from_json_lines(federation, tmp_path, picture):
     assert data.train[0].image is None and int(data.train[0].target[0, 0, 0]) == 90
 
 
+def test_pictures_that_several_texts_describe_are_on_one_side(federation, tmp_path, picture):
+    for number in range(8):
+        picture(f"{number}.png", 20 * number)
+    path = write_rows(tmp_path / "r.jsonl", [{"text": f"text {i}", "target": f"{i % 8}.png"} for i in range(40)])
+    data = load(federation, "draw", tmp_path, train=path, test_fraction=0.4)
+    train, test = ({int(example.target[0, 0, 0]) for example in part} for part in (data.train, data.test))
+    assert train and test and not train & test and len(data.train) + len(data.test) == 40
+
+
 def parquet(path: Path, columns: dict, **schema) -> Path:
     import pyarrow
     import pyarrow.parquet
