@@ -104,6 +104,10 @@ class TaskKind(ABC):
         Raises:
             ValueError: The cell is no target of this task; one line that says why.
         """
+        if isinstance(cell, list):
+            raise ValueError(
+                f"the target of task {task.name!r} is a list of {len(cell)}, not a text; give a row to each"
+            )
         return str(cell)
 
     def fit(self, task: "TaskConfig", targets: Sequence[Any]) -> Facts:

@@ -66,6 +66,15 @@ def test_text_to_image_from_json_lines(federation, tmp_path, picture):
     assert data.train[0].image is None and int(data.train[0].target[0, 0, 0]) == 90
 
 
+def test_a_list_is_no_text(federation, tmp_path, picture):
+    picture("a.png", 9)
+    path = write_rows(tmp_path / "r.jsonl", [{"image": "a.png", "text": "which?", "target": ["blue", "navy"]}])
+    with pytest.raises(
+        UsageError, match="line 1: the target of task 'question' is a list of 2, not a text; give a row"
+    ):
+        load(federation, "question", tmp_path, train=path, test_fraction=0)
+
+
 def test_pictures_that_several_texts_describe_are_on_one_side(federation, tmp_path, picture):
     for number in range(8):
         picture(f"{number}.png", 20 * number)
