@@ -53,8 +53,8 @@ def load(directory: Path) -> Foundation:
     )
     word_embeddings = text.get_input_embeddings().weight
     pixels = torch.linspace(-1, 1, 3 * size * size).reshape(1, 3, size, size)
-    _require_plain(vision, image, blocks, pixels, towers["vision"])
-    _require_plain(text, words, words.blocks, torch.arange(2, 8)[None], towers["text"])
+    _try(vision, image, blocks, pixels, towers["vision"])
+    _try(text, words, words.blocks, torch.arange(2, 8)[None], towers["text"])
     normalisation = load_normalisation(towers["vision"])
     if normalisation is None:
         raise UsageError(
@@ -157,6 +157,14 @@ def _text_positions(text: Any) -> int:
     """Most tokens of a text; RoBERTa and its like begin to count after the padding."""
     first = part(text, "embeddings.position_embeddings.padding_idx")
     return int(text.config.max_position_embeddings) - (first + 1 if isinstance(first, int) else 0)
+
+
+def _try(tower: Any, encoder: Encoder, blocks: Blocks, inputs: Tensor, directory: Path) -> None:
+    """As `_require_plain`, also for towers whose parts do not even fit together as ours do."""
+    try:
+        _require_plain(tower, encoder, blocks, inputs, directory)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+        raise UsageError(f"{directory}: a {type(tower).__name__} has parts that are not known; take another") from None
 
 
 @torch.no_grad()

@@ -114,6 +114,14 @@ def test_a_tower_whose_layers_do_more_than_they_show_is_refused(copy: Path, monk
     assert "a BertModel does more than its layers show" in refusal(str(copy))
 
 
+@pytest.mark.parametrize(("model", "more"), [("Electra", {"embedding_size": 16}), ("LayoutLM", {}), ("MobileBert", {})])
+def test_a_tower_that_cannot_be_tried_is_refused_in_one_line(copy: Path, model: str, more: dict[str, int]) -> None:
+    """Its embedding has another width than its layers, or wants more than token ids."""
+    words = {**families._BERT_WORDS, **more}
+    families._text(f"{model}Model", f"{model}Config", families._write_words, **words)(copy / "odd")
+    assert f"a {model}Model has parts that are not known; take another" in refusal(write(copy, text="odd"))
+
+
 def test_dinov2_takes_images_of_another_size(copy: Path) -> None:
     """Its positions are interpolated once, on loading, as transformers does it in every pass."""
     from transformers import Dinov2Model
