@@ -149,7 +149,7 @@ def load_task(
 
 def _decision_items(seed: int, items: Sequence[str]) -> set[str]:
     """Source items whose examples are the decision set: in an order that a hash with ``seed`` gives, without those that
-    would make it too large."""
+    would make it too large; where each of them would, the smallest alone, if it is no more than half."""
     wanted = min(max(len(items) // 8, 32), 256, len(items) // 2)
     counts = Counter(items)
     chosen: set[str] = set()
@@ -158,7 +158,8 @@ def _decision_items(seed: int, items: Sequence[str]) -> set[str]:
         if taken + counts[item] <= wanted:
             chosen.add(item)
             taken += counts[item]
-    return chosen
+    smallest = min(counts, key=lambda item: (counts[item], item))
+    return chosen or ({smallest} if counts[smallest] <= len(items) // 2 else chosen)
 
 
 def count_tasks(data: Mapping[TaskName, TaskData]) -> dict[TaskName, int]:

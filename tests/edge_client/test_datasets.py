@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from edge_client.config import ClientConfig, TaskDataConfig
-from edge_client.datasets import count_tasks, load_task, load_tasks
+from edge_client.datasets import _decision_items, count_tasks, load_task, load_tasks
 from tap_core.errors import UsageError
 from tap_core.examples import TaskData
 
@@ -64,6 +64,13 @@ def test_text_to_image_from_json_lines(federation, tmp_path, picture):
     path = write_rows(tmp_path / "rows.jsonl", [{"text": "a wall", "target": "a.png"}])
     data = load(federation, "draw", tmp_path, train=path, test_fraction=0)
     assert data.train[0].image is None and int(data.train[0].target[0, 0, 0]) == 90
+
+
+@pytest.mark.parametrize(("sizes", "least"), [([300] * 4, 300), ([40, 50, 60], 40), ([90, 10], 10), ([1] * 64, 32)])
+def test_a_decision_set_is_found_where_there_is_one_of_no_more_than_half(sizes, least):
+    items = [f"item {number}" for number, size in enumerate(sizes) for _ in range(size)]
+    chosen = _decision_items(1, items)
+    assert least <= sum(item in chosen for item in items) <= len(items) // 2
 
 
 def test_a_list_is_no_text(federation, tmp_path, picture):
