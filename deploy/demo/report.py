@@ -38,6 +38,7 @@ class TaskScores(_Facts):
     stage1: float
     personal: float
     floor_answer: str = ""
+    selected: str = ""
     intervals: dict[str, tuple[float, float]] = {}
     metrics: dict[str, dict[str, float]] = {}
 
