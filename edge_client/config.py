@@ -83,6 +83,10 @@ class ClientConfig(Settings):
     tls_key: Path | None = Field(default=None, description="Its key (PEM, no password).")
     state_dir: Path = Field(description="Private directory: personal tensors, progress, results, exports.")
     foundation: str = Field(min_length=1, description="Directory or hub id of the federation's pretrained model.")
+    export: bool = Field(
+        default=True,
+        description="Whether the personal models are exported at the end; if not, `tap-client export` does it later.",
+    )
     runtime: RuntimeConfig = RuntimeConfig()
     tasks: dict[TaskField, TaskDataConfig] = Field(
         min_length=1, description="This device's tasks: where their data is."

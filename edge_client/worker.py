@@ -244,7 +244,7 @@ class Worker:
         except Diverged as error:
             state, results, samples = finish(distilling=False)
             self._notes.append(f"stage 2: {error}; the personal models of stage 1 are kept as the result")
-        names = sorted(self.trainer.examples)
+        names = sorted(self.trainer.examples) if self._config.export else []
         for step, name in enumerate(names):
             on_progress("export", step, len(names))
             self.trainer.export(state, name, self._config.state_dir / EXPORTS / name)

@@ -11,12 +11,12 @@ from small_federation import TABLES, Oracle, Site
 @pytest.fixture(scope="session")
 def make_site(
     tmp_path_factory: pytest.TempPathFactory, mini_config: Callable[..., Any], mini_examples: Callable[..., Any]
-) -> Iterator[Callable[[], Site]]:
+) -> Iterator[Callable[..., Site]]:
     """Make a site; all sites have the same settings and data, so they all must end with the same bits."""
     sites: list[Site] = []
 
-    def make() -> Site:
-        sites.append(Site(tmp_path_factory.mktemp("site"), mini_config(**TABLES), mini_examples))
+    def make(**options: bool) -> Site:
+        sites.append(Site(tmp_path_factory.mktemp("site"), mini_config(**TABLES), mini_examples, **options))
         return sites[-1]
 
     os.environ["OMP_NUM_THREADS"] = "1"

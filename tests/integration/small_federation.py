@@ -42,7 +42,9 @@ class Oracle:
 class Site:
     """The files of a federation and its devices below one directory, and the processes that run on them."""
 
-    def __init__(self, root: Path, config: Any, examples: Callable[..., Any]) -> None:
+    def __init__(self, root: Path, config: Any, examples: Callable[..., Any], *, export: bool = True) -> None:
+        """``export``: whether devices export their models at the end, which costs more than all the rest."""
+        self.export = export
         self.root, self.config = root, config
         self.federation = root / "federation.toml"
         self.directory = root / "federation"
@@ -60,6 +62,7 @@ class Site:
         return (
             f'coordinator = "ws://127.0.0.1:{self.port}"\nfederation = "mini"\ndevice_id = "{device}"\n'
             f'token_file = "token"\nstate_dir = "state"\nfoundation = "{self.config.foundation}"\n'
+            f"export = {str(self.export).lower()}\n"
             '[runtime]\ndevice = "cpu"\nthreads = 1\n'
         )
 

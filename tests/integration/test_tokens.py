@@ -8,9 +8,9 @@ from small_federation import DEVICES, LIMIT, Oracle, Site, check_equal
 
 
 def test_devices_enrolled_by_code_and_rotated_in_the_middle_change_no_bit(
-    make_site: Callable[[], Site], oracle: Oracle
+    make_site: Callable[..., Site], oracle: Oracle
 ) -> None:
-    site = make_site()
+    site = make_site(export=False)
     site.run("deploy.tap.cli", "init", site.federation, "--out", site.directory)
     configs = {device: site.devices / device / "client.toml" for device in DEVICES}
     secrets = []
@@ -28,6 +28,7 @@ def test_devices_enrolled_by_code_and_rotated_in_the_middle_change_no_bit(
         secrets.append((config.parent / "token").read_text().strip())
     site.wait(*devices.values(), serving)
     check_equal(site, oracle.result)
+    assert not [device for device in DEVICES if (site.state_dir(device) / "export").exists()]
     acts = json.loads(site.run("coordinator.cli", "audit", site.directory, "--json"))
     assert [row["act"] for row in acts if row["actor"] == "device asker"] == ["exchange", "rotate"]
     assert len(set(secrets)) == 3 * len(DEVICES)
