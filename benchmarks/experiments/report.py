@@ -1,0 +1,98 @@
+"""Compares algorithms from the lines that `run` wrote: errors relative to FedAvg's, and paired intervals.
+
+    python benchmarks/experiments/report.py limited-0.5
+
+An algorithm's score in a condition is the mean over task kinds of its mean error, as a share of FedAvg's on the same
+devices. Differences are paired: the bootstrap draws seeds, and of each drawn seed devices, and both algorithms keep
+what was drawn. A difference whose interval holds zero is called none.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+DRAWS = 2000
+Key = tuple[int, str]
+Errors = Mapping[Key, Mapping[str, Sequence[float]]]
+Table = dict[str, dict[Key, dict[str, list[float]]]]
+"""By algorithm, by seed and device, by task kind: errors of the personal models."""
+
+
+def load(directory: Path, condition: str) -> Table:
+    """All seeds of a condition. FedAvg's errors stand under ``fedavg``, whichever algorithm's lines told them."""
+    table: Table = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for path in sorted(directory.glob(f"{condition}-*.jsonl")):
+        seed = int(path.stem.rsplit("-", 1)[1])
+        for text in path.read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            key = seed, line["device"]
+            table[line["algorithm"]][key][line["kind"]].append(line["personal"])
+            if line["algorithm"].startswith("tap"):
+                table[f"{line['algorithm']}: stage 1"][key][line["kind"]].append(line["stage1"])
+    return table
+
+
+def relative(
+    errors: Mapping[Key, Mapping[str, Sequence[float]]],
+    base: Mapping[Key, Mapping[str, Sequence[float]]],
+    keys: Sequence[Key],
+) -> float:
+    """Mean over kinds of the mean error over the mean error of ``base``, both on these seeds and devices."""
+    shares = []
+    for kind in sorted({kind for key in keys for kind in base[key]}):
+        ours, theirs = (np.concatenate([of[key].get(kind, []) for key in keys]).mean() for of in (errors, base))
+        shares.append(ours / theirs)
+    return float(np.mean(shares))
+
+
+def draws(keys: Sequence[Key], count: int = DRAWS, seed: int = 0) -> list[list[Key]]:
+    """Bootstrap samples: seeds with replacement, and devices of each with replacement."""
+    rng = np.random.default_rng(seed)
+    by_seed: dict[int, list[Key]] = defaultdict(list)
+    for key in keys:
+        by_seed[key[0]].append(key)
+    seeds = sorted(by_seed)
+    found = []
+    for _ in range(count):
+        drawn: list[Key] = []
+        for place in rng.integers(len(seeds), size=len(seeds)):
+            devices = by_seed[seeds[place]]
+            drawn += [devices[index] for index in rng.integers(len(devices), size=len(devices))]
+        found.append(drawn)
+    return found
+
+
+def compare(table: Table, ours: str, other: str, base: str = "fedavg") -> tuple[float, float, float]:
+    """The difference of the scores (ours below zero is better) and its paired interval of 95 %."""
+    keys = sorted(set(table[ours]) & set(table[other]) & set(table[base]))
+
+    def difference(some: Sequence[Key]) -> float:
+        return relative(table[ours], table[base], some) - relative(table[other], table[base], some)
+
+    low, high = np.quantile([difference(drawn) for drawn in draws(keys)], (0.025, 0.975))
+    return difference(keys), float(low), float(high)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("conditions", nargs="+")
+    parser.add_argument("--results", type=Path, default=Path(__file__).resolve().parent / "results")
+    parser.add_argument("--against", default="fedavg_finetune")
+    options = parser.parse_args()
+    for condition in options.conditions:
+        table = load(options.results, condition)
+        seeds = sorted({key[0] for key in table["fedavg"]})
+        print(f"{condition}: seeds {seeds}")
+        for name in sorted(table):
+            keys = sorted(set(table[name]) & set(table["fedavg"]))
+            score = relative(table[name], table["fedavg"], keys)
+            change, low, high = compare(table, name, options.against)
+            print(f"  {name:32} {score:.3f}   against {options.against}: {change:+.3f} ({low:+.3f} to {high:+.3f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Runs one condition of the experiments for one seed: every algorithm along one federated trajectory, to a file.
+
+    python benchmarks/experiments/run.py --condition limited-0.5 --seed 1 --algorithm tap --algorithm fedavg_finetune
+
+A file holds JSON lines: for each algorithm, device and task the error on the device's test split at the end, with what
+the algorithm cost the device. What a file holds already is not computed again. It knows conditions and algorithms by
+name (`plan`); it does not know how results are compared (`report`).
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.devices import devices
+from experiments.plan import ALGORITHMS, CONDITIONS, Condition, configured
+from tap_core.algorithms.base import on_wire
+from tap_core.algorithms.participant import FinishOutcome, Participant
+from tap_core.foundations import load_foundation
+from tap_core.model.tap_model import build_model
+from tap_core.simulation.in_process import simulate_all
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def run(
+    condition: Condition, seed: int, algorithms: Mapping[str, Mapping[str, Any]], show: bool = False
+) -> list[dict[str, Any]]:
+    """The lines of these algorithms."""
+    configs = {name: configured(condition, seed, settings) for name, settings in algorithms.items()}
+    first = next(iter(configs.values()))
+    foundation = load_foundation(first.foundation)
+    participants = {
+        device: Participant(first, device, build_model(first, first.tasks_named(tasks), foundation), tasks)
+        for device, tasks in devices(first, condition.split, condition.patterns).items()
+    }
+    whole = build_model(first, first.tasks_named({t for p in participants.values() for t in p.data}), foundation)
+    components = on_wire(whole.state("federated"), first.wire.dtype)
+    began = time.monotonic()
+    took = dict.fromkeys(configs, 0)
+
+    def on_round(number: int, outcomes: Mapping[str, Mapping[str, Any]]) -> None:
+        for name, of in outcomes.items():
+            took[name] += sum(len(outcome.report.replaced_components) for outcome in of.values())
+        if show:
+            print(f"round {number + 1} of {first.rounds.total}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+
+    results = simulate_all(configs, participants, components, on_round=on_round)
+    return [
+        {"algorithm": name, "device": device, "task": task, "replaced": took[name], **line}
+        for name, result in results.items()
+        for device, outcome in result.devices.items()
+        for task, line in lines(outcome)
+    ]
+
+
+def lines(outcome: FinishOutcome) -> list[tuple[str, dict[str, Any]]]:
+    """By task, the errors of the sets (lower is better) and what was selected."""
+    return [
+        (
+            task,
+            {
+                "kind": result.kind,
+                "metric": result.metric,
+                **{
+                    key: 1 - getattr(result, key) if result.higher_is_better else getattr(result, key)
+                    for key in ("floor", "federated", "stage1", "personal")
+                },
+                "selected": result.selected,
+            },
+        )
+        for task, result in sorted(outcome.results.items())
+    ]
+
+
+def known(path: Path) -> set[str]:
+    """The algorithms whose lines a file holds."""
+    if not path.is_file():
+        return set()
+    return {json.loads(line)["algorithm"] for line in path.read_text(encoding="utf-8").splitlines()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--condition", required=True, choices=CONDITIONS)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--algorithm", action="append", choices=ALGORITHMS, help="may be given again; all by default")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    path = options.out / f"{options.condition}-{options.seed}.jsonl"
+    wanted = [name for name in options.algorithm or ALGORITHMS if name not in known(path)]
+    if not wanted:
+        return
+    found = run(CONDITIONS[options.condition], options.seed, {name: ALGORITHMS[name] for name in wanted}, show=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The devices of the experiments: disjoint data, the asked number of examples, and their own distribution of labels."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from experiments import plan, report
+from experiments.devices import PATTERNS, Split, devices
+
+from tap_core.settings.federation import FederationConfig
+from tap_core.settings.toml import load_toml
+
+CONFIG = Path(__file__).parents[2] / "benchmarks" / "experiments" / "federation.toml"
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_toml(CONFIG, FederationConfig)
+
+
+def key(example):
+    return None if example.image is None else example.image.tobytes(), example.text
+
+
+def test_no_training_example_is_on_two_devices_and_none_is_tested(config):
+    drawn = devices(config, Split(examples=100, alpha=0.5, groups=2))
+    assert len(drawn) == 2 * len(PATTERNS)
+    by_task = {}
+    for tasks in drawn.values():
+        for task, data in tasks.items():
+            trained, decided, tested = ({key(e) for e in part} for part in (data.train, data.decision, data.test))
+            assert len(data.train) + len(data.decision) == 100 and len(data.test) == 100
+            assert not trained & decided and not (trained | decided) & tested
+            by_task.setdefault(task, []).extend(key(e) for e in (*data.train, *data.decision))
+    for task, keys in by_task.items():
+        repeated = sum(count - 1 for count in Counter(keys).values())
+        assert repeated <= 0.01 * len(keys), task  # a few pictures and questions are in the tables twice
+
+
+def test_a_small_alpha_gives_each_device_few_classes_in_train_and_test(config):
+    even = devices(config, Split(examples=200, alpha=None))["text-classifier-a"]["definition_category"]
+    uneven = devices(config, Split(examples=200, alpha=0.1))["text-classifier-a"]["definition_category"]
+
+    def most(examples):
+        return Counter(e.target for e in examples).most_common(1)[0]
+
+    assert most(even.train)[1] < 0.25 * len(even.train)
+    assert most(uneven.train)[1] > 0.4 * len(uneven.train)
+    assert most(uneven.train)[0] == most(uneven.test)[0]
+
+
+def test_equal_seeds_draw_equal_devices(config):
+    split = Split(examples=64, alpha=0.5)
+    first, second = devices(config, split), devices(config, split)
+    other = devices(config.model_copy(update={"seed": 1}), split)
+
+    def all_keys(drawn):
+        return [[key(e) for e in data.train] for tasks in drawn.values() for data in tasks.values()]
+
+    assert all_keys(first) == all_keys(second) != all_keys(other)
+
+
+def lines(path, errors):
+    path.write_text(
+        "".join(
+            json.dumps({"algorithm": name, "device": device, "kind": "multilabel", "personal": value, "stage1": value})
+            + "\n"
+            for name, values in errors.items()
+            for device, value in enumerate(values)
+        )
+    )
+
+
+def test_scores_are_shares_of_fedavgs_error_and_their_differences_are_paired(tmp_path):
+    for seed in (1, 2, 3):
+        base = [0.1 * seed, 0.5, 0.9]
+        better = [value - 0.05 for value in base]
+        lines(tmp_path / f"some-{seed}.jsonl", {"fedavg": base, "fedavg_finetune": base, "local": better})
+    table = report.load(tmp_path, "some")
+    keys = sorted(table["local"])
+    assert report.relative(table["fedavg"], table["fedavg"], keys) == 1
+    change, low, high = report.compare(table, "local", "fedavg_finetune")
+    assert change == pytest.approx(-0.05 / (1.6 / 3)) and low <= change <= high < 0
+    assert report.compare(table, "fedavg", "fedavg_finetune") == (0, 0, 0)
+
+
+def test_every_algorithm_has_the_same_data_and_seed_in_every_condition():
+    for condition in plan.CONDITIONS.values():
+        configs = [plan.configured(condition, 7, settings) for settings in plan.ALGORITHMS.values()]
+        rest = [config.model_copy(update={"algorithm": configs[0].algorithm}) for config in configs]
+        assert all(config == configs[0] for config in rest) and configs[0].seed == 7
+        assert configs[0].cuts_decision_set
