@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tap_core.algorithms.base import Algorithm, DeviceState, Federated, Final, Personal, mixed, no_history
 from tap_core.algorithms.replacement import Fired, SharedReplacement, groups, replaced_components
@@ -85,6 +85,15 @@ class TapSettings(AlgorithmSettings):
         description="Whether each task chooses at the end, on its decision set, what answers for it.",
     )
     distillation: DistillationSettings = Field(default=DistillationSettings(), description="Stage 2.")
+
+    @model_validator(mode="after")
+    def _indicator_is_asked(self) -> "TapSettings":
+        if self.indicator != "loss" and not DECISIONS[self.decision].needs_held_out:
+            raise ValueError(
+                f"'indicator' {self.indicator!r} is never asked by 'decision' {self.decision!r}; "
+                'set decision = "paired", or leave the indicator out'
+            )
+        return self
 
     @property
     def needs_decision_set(self) -> bool:

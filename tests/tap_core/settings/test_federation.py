@@ -101,6 +101,13 @@ def test_a_limit_of_norms_is_a_number_a_factor_or_none(tmp_path: Path, written: 
     assert FederationConfig.model_validate_json(config.model_dump_json()) == config
 
 
+def test_an_indicator_that_no_decision_asks_is_refused(tmp_path: Path) -> None:
+    table = '[algorithm]\nindicator = "gradient"\n'
+    with pytest.raises(UsageError, match="'gradient' is never asked by 'decision' 'fixed'; set decision"):
+        load_toml(write(tmp_path, GOOD + table), FederationConfig)
+    assert load_toml(write(tmp_path, GOOD + table + 'decision = "paired"\n'), FederationConfig).cuts_decision_set
+
+
 def test_a_value_stands_once_in_what_is_said_of_it(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_toml(write(tmp_path, GOOD + '[rounds]\nsampler = "unform"'), FederationConfig)
