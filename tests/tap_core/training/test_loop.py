@@ -138,6 +138,17 @@ def test_distillation_pulls_the_student_towards_the_teacher(
     assert followed[0] < 0.4 and followed[1] > 0.8
 
 
+def test_a_phases_mean_loss_is_without_what_is_added_to_it(mini_model: Make, mini_examples: Make) -> None:
+    data = {"colour": mini_examples("colour").train}
+    found = []
+    for extra in (None, lambda batch: lambda output: output.new_ones(len(output), dtype=torch.float32)):
+        model = mini_model("colour")
+        phase = TrainingPhase("p", 1, 3, 3e-3)
+        accelerator = make_accelerator(CPU, 1)
+        found.append(train(model, "personal", data, TrainingConfig(batch_size=4), phase, accelerator, extra=extra))
+    assert found[0] == found[1]  # a constant has no gradient: the two train alike
+
+
 def test_every_personal_tensor_gets_a_gradient_in_distillation(
     mini_model: Make, mini_examples: Make, mini_config: Make
 ) -> None:
