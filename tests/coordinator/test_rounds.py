@@ -67,6 +67,7 @@ def test_a_round_closes_at_once_when_all_sampled_have_reported():
     assert not rounds.awaits("b") and rounds.missing == ("a",)
     assert rounds.handle(Reported(0, "a"), 2.0) == [CloseRound(0, 0, ("a", "b"), (), ())]
     assert rounds.phase == "closing" and rounds.deadline() is None
+    assert rounds.handle(Committed(1), 2.0) == [] and rounds.phase == "closing"  # a commit of another round
     assert rounds.handle(Committed(0), 3.0) == [OpenRound(1, 0, ("a", "b"))]
     assert rounds.deadline() == 13.0
 
