@@ -21,7 +21,8 @@ import torch
 from deploy.demo.run import FEDERATION
 from deploy.demo.shards import toml_of, write_shards
 from deploy.tap.federations import find_devices, load_federation, load_participants, version_0
-from tap_core.algorithms.participant import Participant, TaskResult
+from tap_core.algorithms.measurement import TaskResult
+from tap_core.algorithms.participant import Participant
 from tap_core.settings.federation import FederationConfig
 from tap_core.settings.per_kind import Betas
 from tap_core.simulation.in_process import owned, simulate

@@ -25,7 +25,8 @@ __all__ = [
 if TYPE_CHECKING:
     from tap_core.algorithms.base import Algorithm, DeviceState, Federated, Final, Personal
     from tap_core.algorithms.device import Local
-    from tap_core.algorithms.participant import FinishOutcome, Participant, RoundOutcome, TaskResult
+    from tap_core.algorithms.measurement import TaskResult
+    from tap_core.algorithms.participant import FinishOutcome, Participant, RoundOutcome
     from tap_core.settings.base import AlgorithmSettings
     from tap_core.settings.federation import FederationConfig
 else:
@@ -34,7 +35,8 @@ else:
         {
             "base": ("Algorithm", "AlgorithmSettings", "DeviceState", "Federated", "Final", "Personal"),
             "device": ("Local",),
-            "participant": ("FinishOutcome", "Participant", "RoundOutcome", "TaskResult"),
+            "measurement": ("TaskResult",),
+            "participant": ("FinishOutcome", "Participant", "RoundOutcome"),
         },
     )
 

@@ -8,34 +8,28 @@ sockets or other devices.
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from accelerate import Accelerator
-
 from tap_core.algorithms import algorithm_of
 from tap_core.algorithms.base import Algorithm, DeviceState, Federated, Final, on_wire
 from tap_core.algorithms.device import Local
+from tap_core.algorithms.measurement import Measured, Measurement, TaskResult
 from tap_core.cohorts import own_values
 from tap_core.components import examples_per_component
 from tap_core.errors import UsageError
-from tap_core.examples import Example, TaskData
+from tap_core.examples import TaskData
 from tap_core.model.adapters import ParameterSet
 from tap_core.model.tap_model import TapModel, Tensors
 from tap_core.names import ComponentName, DeviceName, TaskName
-from tap_core.settings.federation import FederationConfig, TaskConfig
+from tap_core.settings.federation import FederationConfig
 from tap_core.settings.runtime import Runtime
 from tap_core.tasks import task_kind
-from tap_core.training.evaluation import Score, data_uri, evaluate, floor, nearest, samples, shown
 from tap_core.training.progress import OnProgress
 from tap_core.training.resources import Resources
 from tap_core.training.runtime import make_accelerator
-
-SAMPLES = 6
-"""Test examples per task whose outputs are kept to look at."""
 
 
 @dataclass(frozen=True)
@@ -78,27 +72,6 @@ class RoundOutcome:
     state: DeviceState
     update: LocalUpdate
     report: RoundReport
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """A task's main metric on the device's test split: the best trivial answer (named), the global model, and x_i
-    before and after stage 2. ``intervals``: of 95 %, by bootstrap over the test examples. ``metrics``: every metric of
-    the kind, by name, with the same four values."""
-
-    kind: str
-    metric: str
-    higher_is_better: bool
-    n_test: int
-    floor: float
-    federated: float
-    stage1: float
-    personal: float
-    floor_answer: str = ""
-    selected: str = ""
-    """The set that the task selected in place of x_i, if it did."""
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -146,6 +119,7 @@ class Participant:
             raise UsageError(
                 f"algorithm {config.algorithm.name!r} decides on held-out examples; task {bare[0]!r} has none"
             )
+        self.measurement = Measurement(model, data, config.evaluation)
         for task in self.tasks:
             model.preprocessor.fit(task, data[task.name].train)
             task_kind(task.kind).more_metrics(config.evaluation)  # whether they can be had is said before training
@@ -308,82 +282,29 @@ class Participant:
             Diverged: Stage 2 left the finite numbers; ``state`` is still good.
         """
         local = self._local(on_progress)
-        accelerator = local.accelerator
         final = starting_values(received, state, {} if home is None else home, self.algorithm.is_shared)
         self.model.load("federated", final)
         self.model.load("personal", state.personal or final)
-        measured = [task for task in self.tasks if self.data[task.name].test]
+        tasks = [task for task in self.tasks if self.data[task.name].test]
 
-        settings = self.config.evaluation
+        def measure(parameter_set: ParameterSet) -> dict[TaskName, Measured]:
+            return {task.name: self.measurement.of(parameter_set, task, local.accelerator) for task in tasks}
 
-        def scores(parameter_set: ParameterSet, tasks: Sequence[TaskConfig] = measured) -> dict[TaskName, Score]:
-            return {
-                t.name: evaluate(self.model, parameter_set, t, self.data[t.name].test, accelerator, settings)
-                for t in tasks
-            }
-
-        chosen = {task.name: _spread(self.data[task.name].test, SAMPLES) for task in measured}
-
-        def outputs(parameter_set: ParameterSet, tasks: Sequence[TaskConfig] = measured) -> dict[TaskName, list[str]]:
-            return {t.name: samples(self.model, parameter_set, t, chosen[t.name], accelerator) for t in tasks}
-
-        federated, federated_outputs, stage1 = scores("federated"), outputs("federated"), scores("personal")
+        federated, stage1 = measure("federated"), measure("personal")
         end = self.algorithm.finish(local, state) if distilling else Final(self.model.state("personal"))
         after = replace(state, personal=end.personal, selected=end.selected, candidates=end.candidates, finished=True)
-        personal, personal_outputs = dict[TaskName, Score](), dict[TaskName, list[str]]()
-        for task in measured:
+        results, rows = dict[TaskName, TaskResult](), dict[TaskName, list[dict[str, Any]]]()
+        for task in tasks:
             self.model.load("personal", after.personal_for(task.name))
-            personal |= scores("personal", [task])
-            personal_outputs |= outputs("personal", [task])
-        results = {
-            task.name: self._result(
-                task,
-                {"federated": federated[task.name], "stage1": stage1[task.name], "personal": personal[task.name]},
-                accelerator,
-                end.selected.get(task.name, ""),
-            )
-            for task in measured
-        }
-        rows = {
-            task.name: [
-                {**self._shown_example(task, example), "federated": f, "personal": p}
-                for example, f, p in zip(
-                    chosen[task.name], federated_outputs[task.name], personal_outputs[task.name], strict=True
-                )
-            ]
-            for task in measured
-        }
+            sets = {
+                "federated": federated[task.name],
+                "stage1": stage1[task.name],
+                "personal": self.measurement.of("personal", task, local.accelerator),
+            }
+            selected = end.selected.get(task.name, "")
+            results[task.name] = self.measurement.result(task, sets, local.accelerator, selected)
+            rows[task.name] = self.measurement.shown(task, sets)
         return FinishOutcome(after, results, rows)
-
-    def _result(
-        self, task: TaskConfig, scores: Mapping[str, Score], accelerator: Accelerator, selected: str
-    ) -> TaskResult:
-        data, main = self.data[task.name], task_kind(task.kind).metrics[0]
-        kind = task_kind(task.kind)
-        neighbours = nearest(self.model, task, data, accelerator) if kind.generates_text else None
-        answer, constant = floor(self.model.preprocessor, task, data, self.config.evaluation, neighbours)
-        every = {"floor": constant, **scores}
-        return TaskResult(
-            task.kind,
-            main.name,
-            main.higher_is_better,
-            n_test=len(data.test),
-            **{name: score.main for name, score in every.items()},
-            floor_answer=answer,
-            selected=selected,
-            intervals={name: score.interval for name, score in every.items()},
-            metrics={
-                metric: {name: score.values[metric] for name, score in every.items()} for metric in constant.values
-            },
-        )
-
-    def _shown_example(self, task: TaskConfig, example: Example) -> dict[str, Any]:
-        preprocessor, target = self.model.preprocessor, example.target
-        inputs = {"image": None if example.image is None else data_uri(example.image), "text": example.text}
-        return {
-            "input": {key: value for key, value in inputs.items() if value is not None},
-            "target": data_uri(target) if isinstance(target, np.ndarray) else shown(preprocessor, task, target),
-        }
 
     def _local(self, on_progress: OnProgress | None) -> Local:
         accelerator = make_accelerator(self.runtime, self.config.training.accumulation)
@@ -405,9 +326,3 @@ def starting_values(
         for name, group in state.home.items()
     }
     return {name: {**group, **unshared.get(name, {})} for name, group in received.items()} | own
-
-
-def _spread(examples: Sequence[Example], count: int) -> list[Example]:
-    """At most ``count`` examples, evenly spaced: files often come sorted by class."""
-    count = min(count, len(examples))
-    return [examples[index * len(examples) // count] for index in range(count)]
