@@ -23,7 +23,7 @@ from tap_core.training.loop import Extra, Pull, TrainingPhase, train
 from tap_core.training.patience import Patience
 from tap_core.training.progress import OnProgress
 from tap_core.training.resources import Resources
-from tap_core.triggers.base import Indicator
+from tap_core.triggers.base import ExampleIndicator
 from tap_core.triggers.loss import Loss
 
 BATCH = 64
@@ -131,7 +131,7 @@ class Local:
         flat = {f"{c}:{n}": torch.from_numpy(v) for c, group in towards.items() for n, v in group.items()}
         return Pull(strength, {name: value.float().to(self.accelerator.device) for name, value in flat.items()})
 
-    def scores(self, indicator: Indicator, parameter_set: ParameterSet, task: TaskConfig) -> np.ndarray:
+    def scores(self, indicator: ExampleIndicator, parameter_set: ParameterSet, task: TaskConfig) -> np.ndarray:
         """Score the task's decision set.
 
         Args:

@@ -18,7 +18,7 @@ from tap_core.settings.base import AlgorithmSettings, Settings, one_of
 from tap_core.settings.per_kind import Betas, Margins
 from tap_core.training.optimizer import warmed_up
 from tap_core.triggers import DECISIONS, INDICATORS
-from tap_core.triggers.base import Evidence
+from tap_core.triggers.base import ComponentIndicator, Evidence
 
 if TYPE_CHECKING:
     from tap_core.algorithms.base import Tensors
@@ -160,8 +160,9 @@ class Tap(Algorithm[TapSettings]):
         ours, theirs = federated_loss[task.name], state.personal_loss[task.name]
         if theirs == math.inf:
             return math.isfinite(ours)
-        if self.indicator.of_components and self.decision.needs_held_out:
-            gains = self.indicator.gains(local, task)
+        indicator = self.indicator
+        if isinstance(indicator, ComponentIndicator):
+            gains = indicator.gains(local, task)
             return {
                 name: self.decision.replaces(Evidence(task, ours, theirs, lambda gain=gain: (0 * gain, gain)))  # type: ignore[misc]
                 for name, gain in gains.items()
@@ -169,7 +170,7 @@ class Tap(Algorithm[TapSettings]):
 
         @functools.cache
         def held_out() -> tuple[np.ndarray, np.ndarray]:
-            return local.scores(self.indicator, "federated", task), local.scores(self.indicator, "personal", task)
+            return local.scores(indicator, "federated", task), local.scores(indicator, "personal", task)
 
         return self.decision.replaces(Evidence(task, ours, theirs, held_out))
 

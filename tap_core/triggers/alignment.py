@@ -11,7 +11,7 @@ Shapes: n examples, d hidden size, c of a target as a vector.
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from tap_core.triggers.base import Indicator
+from tap_core.triggers.base import ExampleIndicator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ LEAST = 5
 """Examples below which the unbiased estimate without one of them is not defined; no score then."""
 
 
-class Alignment(Indicator):
+class Alignment(ExampleIndicator):
     def scores(self, model: "TapModel", parameter_set: "ParameterSet", batch: "TaskBatch") -> "Tensor":
         return self.of_all(model, parameter_set, [batch])
 

@@ -22,11 +22,8 @@ if TYPE_CHECKING:
     from tap_core.tasks.batch import TaskBatch
 
 
-class Indicator(ABC):
-    """A score of each example for a parameter set; lower is better. Or, with ``of_components``, what each component is
-    worth: then `gains` is asked and not `scores`."""
-
-    of_components: ClassVar[bool] = False
+class ExampleIndicator(ABC):
+    """A score of each example for a parameter set; lower is better."""
 
     @abstractmethod
     def scores(self, model: "TapModel", parameter_set: "ParameterSet", batch: "TaskBatch") -> "Tensor":
@@ -57,6 +54,11 @@ class Indicator(ABC):
         found = [self.scores(model, parameter_set, batch) for batch in batches]
         return torch.cat(found) if found else torch.empty(0)
 
+
+class ComponentIndicator(ABC):
+    """What each component is worth, so that each is decided by itself."""
+
+    @abstractmethod
     def gains(self, local: "Local", task: "TaskConfig") -> Mapping["ComponentName", np.ndarray]:
         """What replacing each component alone would bring.
 
@@ -68,7 +70,6 @@ class Indicator(ABC):
             By component of the task, float64 (any number,), whose mean counts, more being better, and whose scatter
             says how sure it is.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

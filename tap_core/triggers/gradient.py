@@ -10,27 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tap_core.names import ComponentName
-from tap_core.triggers.base import Indicator
+from tap_core.triggers.base import ComponentIndicator
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from tap_core.algorithms.device import Local
-    from tap_core.model.adapters import ParameterSet
-    from tap_core.model.tap_model import TapModel
     from tap_core.settings.federation import TaskConfig
-    from tap_core.tasks.batch import TaskBatch
 
 GROUPS = 32
 """Groups of examples, at most: a backward pass each, and enough for a standard error."""
 
 
-class Gradient(Indicator):
-    of_components = True
-
-    def scores(self, model: "TapModel", parameter_set: "ParameterSet", batch: "TaskBatch") -> "Tensor":
-        raise NotImplementedError("the gradient scores components: see `gains`")
-
+class Gradient(ComponentIndicator):
     def gains(self, local: "Local", task: "TaskConfig") -> "dict[ComponentName, np.ndarray]":
         """By component that the task uses, how much each group's mean loss falls to first order, float64 (g,)."""
         import torch

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from tap_core.tasks import task_kind
-from tap_core.triggers.base import Indicator
+from tap_core.triggers.base import ExampleIndicator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tap_core.tasks.batch import TaskBatch
 
 
-class Loss(Indicator):
+class Loss(ExampleIndicator):
     def scores(self, model: "TapModel", parameter_set: "ParameterSet", batch: "TaskBatch") -> "Tensor":
         loss: Tensor = task_kind(batch.task.kind).loss(model(batch, parameter_set), batch.target)
         return loss

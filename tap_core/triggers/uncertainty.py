@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from tap_core.tasks import task_kind
-from tap_core.triggers.base import Indicator
+from tap_core.triggers.base import ExampleIndicator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,6 +13,6 @@ if TYPE_CHECKING:
     from tap_core.tasks.batch import TaskBatch
 
 
-class Uncertainty(Indicator):
+class Uncertainty(ExampleIndicator):
     def scores(self, model: "TapModel", parameter_set: "ParameterSet", batch: "TaskBatch") -> "Tensor":
         return task_kind(batch.task.kind).uncertainty(model(batch, parameter_set), batch.target)

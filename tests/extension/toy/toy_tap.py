@@ -9,7 +9,7 @@ import numpy as np
 
 from tap_core.tasks.base import TaskKind
 from tap_core.tasks.metrics import Metric
-from tap_core.triggers.base import Decision, Indicator
+from tap_core.triggers.base import Decision, ExampleIndicator
 
 STARS = 5
 
@@ -60,7 +60,7 @@ class Rating(TaskKind):
         return "*" * facts["stars"]
 
 
-class Surprise(Indicator):
+class Surprise(ExampleIndicator):
     """Twice the loss, which orders as the loss does."""
 
     def scores(self, model, parameter_set, batch):

@@ -1,5 +1,6 @@
 """What each indicator says of a set, against the definition written out."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from tap_core.components import components_of_task
 from tap_core.settings.runtime import Runtime
 from tap_core.tasks import task_kind
 from tap_core.training.runtime import make_accelerator
-from tap_core.triggers import INDICATORS
+from tap_core.triggers import INDICATORS, ComponentIndicator, ExampleIndicator
 from tap_core.triggers.alignment import cka, hsic, pseudo_values
 
 Make = Callable[..., Any]
@@ -40,6 +41,15 @@ def test_every_indicator_scores_each_example_of_both_sets(local: Make, name: str
     assert not np.array_equal(*scores)
     again = device.scores(INDICATORS[name](), "federated", device.model.tasks[task])
     assert np.array_equal(again, scores[0])  # eval mode: no dropout
+
+
+def test_an_indicator_is_of_examples_or_of_components_and_can_do_all_that_it_offers() -> None:
+    for name, indicator in INDICATORS.items():
+        assert issubclass(indicator, ExampleIndicator) != issubclass(indicator, ComponentIndicator), name
+        assert hasattr(indicator, "gains") == issubclass(indicator, ComponentIndicator)
+        assert hasattr(indicator, "scores") == issubclass(indicator, ExampleIndicator)
+        assert not inspect.isabstract(indicator)
+    assert [name for name in INDICATORS if issubclass(INDICATORS[name], ComponentIndicator)] == ["gradient"]
 
 
 def test_uncertainty_is_the_entropy_of_the_prediction() -> None:
