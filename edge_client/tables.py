@@ -174,8 +174,8 @@ class ArrowTable(Table):
     """A memory-mapped Arrow table of the `datasets` library: Parquet files and Hugging Face datasets."""
 
     def __init__(self, source: str, base: Path, dataset: Any):
-        from datasets import ClassLabel, Value
         from datasets import Image as ImageFeature
+        from datasets import Value
 
         for name, feature in dict(dataset.features).items():
             if isinstance(feature, ImageFeature):
@@ -184,7 +184,7 @@ class ArrowTable(Table):
         self._dataset = dataset
         self._mapped = {name: dataset.select_columns([name]) for name in self.columns}
         self._small = {n for n, f in dataset.features.items() if isinstance(f, Value) and "binary" not in f.dtype}
-        self._names = {n: f.names for n, f in dataset.features.items() if isinstance(f, ClassLabel)}
+        self._names = {n: names for n, f in dataset.features.items() if (names := _class_names(f)) is not None}
         self._loaded: dict[str, list[Any]] = {}
 
     def __len__(self) -> int:
@@ -197,12 +197,25 @@ class ArrowTable(Table):
             value = self._loaded[column][row]
         else:
             value = self._mapped[column][row][column]
-        if column in self._names and isinstance(value, int):
-            return self._names[column][value] if 0 <= value < len(self._names[column]) else None
-        return value
+        return _named(value, self._names[column]) if column in self._names else value
 
     def where(self, row: int) -> str:
         return f"{self.source} row {row + 1}"
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    """The names that the numbers of a column stand for: of a ClassLabel, or of a list of them."""
+    from datasets import ClassLabel
+
+    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
+    return inner.names if isinstance(inner, ClassLabel) else None
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    """The name of a number, or of each in a list; None for a number that has none, as -1 for "not labelled"."""
+    if isinstance(value, list):
+        return [_named(number, names) for number in value]
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
 
 
 def open_table(path: Path, cache_directory: Path) -> Table:

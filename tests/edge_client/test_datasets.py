@@ -147,6 +147,31 @@ def test_a_saved_hugging_face_dataset_with_class_labels(federation, tmp_path):
         load(federation, "topic", tmp_path, **(source | {"test_split": "validation"}))
 
 
+@pytest.mark.parametrize("form", ["saved", "parquet"])
+def test_a_list_of_class_labels_gives_names(federation, tmp_path, form):
+    import datasets
+
+    labels = datasets.List(datasets.ClassLabel(names=["round", "blue", "red"]))
+    features = datasets.Features({"text": datasets.Value("string"), "target": labels})
+
+    def targets_of(targets: list) -> list:
+        rows = {"text": [f"text {i}" for i in range(len(targets))], "target": targets}
+        dataset = datasets.Dataset.from_dict(rows, features=features)
+        if form == "saved":
+            dataset.save_to_disk(str(tmp_path / "saved"))
+            source = {"dataset": str(tmp_path / "saved")}
+        else:
+            dataset.to_parquet(str(tmp_path / "rows.parquet"))
+            source = {"train": tmp_path / "rows.parquet"}
+        return [example.target for example in load(federation, "marks", tmp_path, **source, test_fraction=0).train]
+
+    assert targets_of([[0, 2], [], None, [2]]) == [(0, 1), (), (), (0,)]  # the federation says red, round
+    with pytest.raises(UsageError, match="class 'blue' is not a class of task 'marks'"):
+        targets_of([[1]])
+    with pytest.raises(UsageError, match=r"\[None\] is no list of names of classes"):
+        targets_of([[-1]])
+
+
 def test_a_dataset_that_is_not_there_is_one_line(federation, tmp_path):
     for name in (str(tmp_path / "nowhere"), "no-such-owner/no-such-dataset"):
         with pytest.raises(UsageError) as caught:
