@@ -5,9 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tap_core.errors import UsageError
 from tap_core.faces import imported_when_asked
-from tap_core.foundations.files import find_foundation, foundation_digest
+from tap_core.foundations.files import family_of, find_foundation, foundation_digest
 from tap_core.registry import Registry
 
 __all__ = [
@@ -64,11 +63,4 @@ def load_foundation(source: str) -> "Foundation":
 
 @functools.lru_cache(maxsize=1)
 def _load(directory: Path) -> "Foundation":
-    from tap_core.foundations.loading import load_json
-
-    family = load_json(directory / "config.json").get("model_type")
-    if family not in FOUNDATIONS:
-        raise UsageError(
-            f"{directory}/config.json has model_type {family!r}; one of {', '.join(FOUNDATIONS)} is needed"
-        )
-    return FOUNDATIONS[str(family)](directory)
+    return FOUNDATIONS[family_of(directory)](directory)

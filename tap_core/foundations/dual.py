@@ -23,9 +23,9 @@ from transformers import AutoModel
 
 from tap_core.errors import UsageError
 from tap_core.foundations.base import Block, Blocks, Encoder, Foundation
-from tap_core.foundations.files import DUAL, find_towers
+from tap_core.foundations.files import DUAL, find_towers, load_json
 from tap_core.foundations.layers import as_block, part
-from tap_core.foundations.loading import load_json, load_normalisation, load_tokenizer, load_weights
+from tap_core.foundations.loading import load_normalisation, load_tokenizer, load_weights
 
 UNUSED = r"(^|\.)(pooler|head)\.|_projection\.|logit_|mask_token"
 """Tensors that nothing here reads, so that a tower's file may lack them."""

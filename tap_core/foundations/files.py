@@ -1,14 +1,15 @@
 """Where a foundation's files are and what they are worth: found by hub id or directory, checked, digested. No torch.
 
-It knows file names, and that a foundation of two towers names two further directories. It does not open weights: a
-device says which weights it holds long before it has imported anything heavy.
+It knows file names, which families there are, and that a foundation of two towers names two further directories. It
+does not open weights: a device says which weights it holds long before it has imported anything heavy.
 """
 
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
-from tap_core.errors import UsageError
+from tap_core.errors import UsageError, quoted
 
 _SETTINGS = (
     "config.json",
@@ -19,8 +20,8 @@ _SETTINGS = (
     "processor_config.json",
 )
 DUAL = "dual"
-TOWERS = {"vision": ("config.json",), "text": ("config.json", "tokenizer.json")}
-"""The keys of a dual directory's config.json, and the files that each tower must have beside its weights."""
+TOWERS: dict[str, tuple[str, ...]] = {"vision": (), "text": ("tokenizer.json",)}
+"""The keys of a dual directory's config.json, and the files that a tower must have beside config.json and weights."""
 
 
 def find_foundation(source: str) -> Path:
@@ -33,18 +34,28 @@ def find_foundation(source: str) -> Path:
         The directory itself, or the snapshot of the hub id, downloaded if need be.
 
     Raises:
-        UsageError: There is no such directory, the hub id cannot be had, or weights or files are missing.
+        UsageError: There is no such directory, the hub id cannot be had, config.json is broken or of no known family,
+            or weights or files are missing.
     """
     directory = _find(source)
-    if is_dual(directory):
+    if family_of(directory) == DUAL:
         find_towers(directory)
     else:
-        _require(directory, ("config.json", "tokenizer.json"))
+        _require(directory, ("tokenizer.json",))
     return directory
 
 
-def is_dual(directory: Path) -> bool:
-    return _settings(directory).get("model_type") == DUAL
+def family_of(directory: Path) -> str:
+    """The name in `FOUNDATIONS` of the family that a directory is of. Raises UsageError if it is of none."""
+    from tap_core.foundations import FOUNDATIONS  # not above: the registry's file imports this one
+
+    family = _settings(directory).get("model_type")
+    if not isinstance(family, str) or family not in FOUNDATIONS:
+        raise UsageError(
+            f"{directory}/config.json has model_type {quoted(family)}; one of {', '.join(FOUNDATIONS)} is needed: take "
+            "another model, see docs/foundations.md"
+        )
+    return family
 
 
 def find_towers(directory: Path) -> dict[str, Path]:
@@ -65,6 +76,7 @@ def find_towers(directory: Path) -> dict[str, Path]:
         beside = directory / Path(source).expanduser()
         is_path = beside.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1
         towers[tower] = _find(str(beside) if is_path else source)
+        _settings(towers[tower])
         _require(towers[tower], needed)
     return towers
 
@@ -84,7 +96,7 @@ def foundation_digest(source: str) -> str:
     """
     directory = find_foundation(source)
     digest = hashlib.sha256()
-    if not is_dual(directory):
+    if family_of(directory) != DUAL:
         _digest_files(directory, digest)
         return digest.hexdigest()
     settings = {key: value for key, value in sorted(_settings(directory).items()) if key not in TOWERS}
@@ -104,13 +116,26 @@ def _digest_files(directory: Path, digest: "hashlib._Hash") -> None:
                 digest.update(block)
 
 
-def _settings(directory: Path) -> dict[str, object]:
-    """config.json, or nothing if it cannot be read: who loads it says so."""
+def _settings(directory: Path) -> dict[str, Any]:
+    """config.json. It is read before weights are looked for: those of another model are none to look for."""
+    _require_file(directory, "config.json")
+    return load_json(directory / "config.json")
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UsageError if the file holds anything else."""
     try:
-        values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, error) from None
+    if not isinstance(values, dict):
+        raise damaged(path, "no JSON object")
+    return values
+
+
+def damaged(path: Path, error: object) -> UsageError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UsageError(f"{path} cannot be loaded ({reason}); fetch the model's files again")
 
 
 def _find(source: str) -> Path:
@@ -126,10 +151,14 @@ def _find(source: str) -> Path:
 
 def _require(directory: Path, names: tuple[str, ...]) -> None:
     for name in names:
-        if not (directory / name).is_file():
-            raise UsageError(f"{directory} holds no {name}; put the model's {name} there")
+        _require_file(directory, name)
     if not _weight_files(directory):
         raise UsageError(f"{directory} holds no weights; put the model's model.safetensors there")
+
+
+def _require_file(directory: Path, name: str) -> None:
+    if not (directory / name).is_file():
+        raise UsageError(f"{directory} holds no {name}; put the model's {name} there")
 
 
 def _weight_files(directory: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 It knows file names and transformers' loaders. It does not know what a family does with them.
 """
 
-import json
 import math
 import re
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from tap_core.errors import UsageError, quoted
 from tap_core.foundations.base import SpecialTokens
+from tap_core.foundations.files import damaged, load_json
 
 
 def load_weights(model_class: Any, directory: Path, family: str, *, unused: str = "", **options: Any) -> Any:
@@ -140,19 +140,3 @@ def _colours(path: Path, key: str, values: Any) -> tuple[float, ...]:
     if not is_three or not all(type(number) in (int, float) and math.isfinite(number) for number in values):
         raise damaged(path, f"{key} is {quoted(values)} and must be three numbers")
     return tuple(values)
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UsageError if the file holds anything else."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise damaged(path, error) from None
-    if not isinstance(values, dict):
-        raise damaged(path, "no JSON object")
-    return values
-
-
-def damaged(path: Path, error: object) -> UsageError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return UsageError(f"{path} cannot be loaded ({reason}); fetch the model's files again")

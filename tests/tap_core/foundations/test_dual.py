@@ -73,6 +73,12 @@ def test_what_is_missing_is_one_line(copy: Path, name: str, said: str) -> None:
     assert said in refusal(str(copy))
 
 
+def test_a_broken_config_json_of_a_tower_is_said_before_missing_weights(copy: Path) -> None:
+    (copy / "vision" / "config.json").write_text("{")
+    (copy / "vision" / "model.safetensors").unlink()
+    assert "vision/config.json cannot be loaded" in refusal(str(copy))
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

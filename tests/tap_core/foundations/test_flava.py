@@ -1,8 +1,10 @@
 """Finding and loading the frozen weights: what is refused, and in which words."""
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -41,9 +43,11 @@ def test_a_truncated_file_is_refused(copy: Path) -> None:
 
 def test_another_kind_of_model_is_refused(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
-    with pytest.raises(UsageError, match="model_type 'bert'; one of flava, vilt, dual is needed"):
-        load_foundation(str(copy))
+    for family in ("bert", None, ["flava"]):
+        (copy / "config.json").write_text(json.dumps({**config, "model_type": family}))
+        said = re.escape(f"model_type {family!r}; one of flava, vilt, dual is needed: take another model")
+        with pytest.raises(UsageError, match=said):
+            load_foundation(str(copy))
 
 
 @pytest.mark.parametrize(
@@ -82,6 +86,24 @@ def test_without_config_json_that_is_said_first(copy: Path) -> None:
         (copy / name).unlink()
     with pytest.raises(UsageError, match=r"holds no config\.json; put the model's config\.json there"):
         load_foundation(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("{", r"config\.json cannot be loaded \(.*\); fetch the model's files again"),
+        ("[" * 99999, r"config\.json cannot be loaded \(.*\); fetch the model's files again"),
+        ("[]", r"config\.json cannot be loaded \(no JSON object\); fetch the model's files again"),
+        ('{"model_type": "bert"}', r"config\.json has model_type 'bert'; one of flava, vilt, dual is needed"),
+    ],
+)
+@pytest.mark.parametrize("use", [load_foundation, foundation_digest])
+def test_a_wrong_config_json_is_said_before_missing_weights(copy: Path, use: Any, config: str, said: str) -> None:
+    (copy / "config.json").write_text(config)
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match=said) as caught:
+        use(str(copy))
+    assert "\n" not in str(caught.value)
 
 
 def test_of_a_file_its_directory_is_asked_for(copy: Path) -> None:
