@@ -68,20 +68,21 @@ class Examples(Sequence[Example]):
         """The examples at these places."""
         return self.subset([self._rows[place] for place in places])
 
-    def items(self, column: str | None) -> list[str]:
-        """The source item of each example: the cell of ``column``, else the image if there is one, be it the target,
-        else the text."""
+    def sources(self, column: str | None) -> list[tuple[str, ...]]:
+        """What each example comes from: the cell of ``column``, else the image, else the text; where an image is drawn
+        from a text, both. Examples that have one of these in common are of one source item."""
         if column is not None:
             self.table.require(column, f"tasks.{self._task.name}.item")
-            return [self.table.text(row, column) for row in self._rows]
-        return [self._content(row) for row in self._rows]
+            return [(self.table.text(row, column),) for row in self._rows]
+        return [self._contents(row) for row in self._rows]
 
-    def _content(self, row: int) -> str:
+    def _contents(self, row: int) -> tuple[str, ...]:
         if "image" in self._task.inputs:
-            return self.table.image_digest(row, self._columns.image)
+            return (self.table.image_digest(row, self._columns.image),)
+        text = hashlib.sha256(self.table.text(row, self._columns.text).strip().encode()).hexdigest()
         if not self._targets and self._columns.target is not None:
-            return self.table.image_digest(row, self._columns.target)
-        return hashlib.sha256(self.table.text(row, self._columns.text).strip().encode()).hexdigest()
+            return (self.table.image_digest(row, self._columns.target), f"text {text}")
+        return (text,)
 
     def where(self, index: int) -> str:
         return self.table.where(self._rows[index])
@@ -119,16 +120,17 @@ def load_task(
     UsageError for anything in the data that cannot be used.
     """
     whole = _read(task, source, _open(source, source.train, source.train_split, cache))
-    items = whole.items(source.item)
+    sources = whole.sources(source.item)
+    items = source_items(sources)
     if source.test is not None or source.test_split is not None:
         train, test = whole, _read(task, source, _open(source, source.test, source.test_split, cache))
-        require_disjoint(task.name, train, items, test, test.items(source.item))
+        require_disjoint(task.name, train, sources, test, test.sources(source.item))
     else:
         held_out = {item for item in set(items) if _falls_into_test(seed, item, source.test_fraction)}
         kept = [row for row, item in enumerate(items) if item not in held_out]
         cut = [row for row, item in enumerate(items) if item in held_out]
         train, test = whole.subset(kept), whole.subset(cut)
-        require_disjoint(task.name, train, [items[row] for row in kept], test, [items[row] for row in cut])
+        require_disjoint(task.name, train, [sources[row] for row in kept], test, [sources[row] for row in cut])
         items = [items[row] for row in kept]
     if not len(train):
         raise UsageError(
@@ -167,16 +169,38 @@ def count_tasks(data: Mapping[TaskName, TaskData]) -> dict[TaskName, int]:
     return {name: len(task.train) for name, task in sorted(data.items())}
 
 
+def source_items(sources: Sequence[tuple[str, ...]]) -> list[str]:
+    """The source item of each example, from `Examples.sources`: the least source of all examples that hang together by
+    common ones. An image's is less than any text's, so that tasks on the same images name their items alike."""
+    above: dict[str, str] = {}
+
+    def least(source: str) -> str:
+        while (higher := above.setdefault(source, source)) != source:
+            above[source] = above[higher]
+            source = higher
+        return source
+
+    for of_example in sources:
+        ends = {least(source) for source in of_example}
+        above.update(dict.fromkeys(ends, min(ends)))
+    return [least(of_example[0]) for of_example in sources]
+
+
 def require_disjoint(
-    task: str, train: Examples, train_items: Sequence[str], test: Examples, test_items: Sequence[str]
+    task: str,
+    train: Examples,
+    train_sources: Sequence[tuple[str, ...]],
+    test: Examples,
+    test_sources: Sequence[tuple[str, ...]],
 ) -> None:
     """Raise UsageError, naming one shared item, if an item is on both sides (docs/method.md section 8, trap 5)."""
-    seen = set(train_items)
-    shared = [index for index, item in enumerate(test_items) if item in seen]
+    seen = {source: index for index, sources in reversed(list(enumerate(train_sources))) for source in sources}
+    shared = [index for index, sources in enumerate(test_sources) if not seen.keys().isdisjoint(sources)]
     if shared:
-        in_test, in_train = shared[0], train_items.index(test_items[shared[0]])
+        in_test = shared[0]
+        in_train = min(seen[source] for source in test_sources[in_test] if source in seen)
         raise UsageError(
-            f"task {task!r}: train and test share {len({test_items[i] for i in shared})} source items, for example "
+            f"task {task!r}: train and test share {len({test_sources[i] for i in shared})} source items, for example "
             f"{train.where(in_train)} and {test.where(in_test)}; remove them from one of the two"
         )
 

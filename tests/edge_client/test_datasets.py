@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from edge_client.config import ClientConfig, TaskDataConfig
-from edge_client.datasets import _decision_items, count_tasks, load_task, load_tasks
+from edge_client.datasets import _decision_items, count_tasks, load_task, load_tasks, source_items
 from tap_core.errors import UsageError
 from tap_core.examples import TaskData
 
@@ -89,6 +89,34 @@ def test_pictures_that_several_texts_describe_are_on_one_side(federation, tmp_pa
     data = load(federation, "draw", tmp_path, train=path, test_fraction=0.4)
     train, test = ({int(example.target[0, 0, 0]) for example in part} for part in (data.train, data.test))
     assert train and test and not train & test and len(data.train) + len(data.test) == 40
+
+
+def test_texts_that_several_pictures_belong_to_are_on_one_side(federation, tmp_path, picture):
+    for number in range(40):
+        picture(f"{number}.png", 6 * number)
+    rows = [{"text": f"text {i % 10}" + " " * (i % 2), "target": f"{i}.png"} for i in range(40)]
+    data = load(federation, "draw", tmp_path, train=write_rows(tmp_path / "r.jsonl", rows), test_fraction=0.4)
+    train, test = ({example.text.strip() for example in part} for part in (data.train, data.test))
+    assert train and test and not train & test and len(data.train) == 4 * len(train)
+
+    paths = {name: write_rows(tmp_path / name, rows[i : i + 5]) for i, name in ((0, "a.jsonl"), (12, "b.jsonl"))}
+    with pytest.raises(UsageError, match="share 3 source items, for example .*a.jsonl line 3 and .*b.jsonl line 1;"):
+        load(federation, "draw", tmp_path, train=paths["a.jsonl"], test=paths["b.jsonl"])
+
+
+def test_a_source_item_is_all_that_hangs_together(federation):
+    assert source_items([("b",), ("a",), ("b",)]) == ["b", "a", "b"]
+    random = np.random.default_rng(5)
+    for _ in range(50):
+        sources = [(f"{i}", f"text {t}") for i, t in random.integers(0, 30, (25, 2))]
+        items = [{row} for row in range(len(sources))]
+        for a in range(len(sources)):
+            for b in range(a):
+                if set(sources[a]) & set(sources[b]) and items[a] is not items[b]:
+                    items[a] |= items[b]
+                    for row in items[b]:
+                        items[row] = items[a]
+        assert source_items(sources) == [min(sources[row][0] for row in item) for item in items]
 
 
 def parquet(path: Path, columns: dict, **schema) -> Path:
