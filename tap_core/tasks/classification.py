@@ -27,6 +27,11 @@ class Classification(TaskKind):
     metrics = (ACCURACY,)
 
     def parse(self, cell: Any, task: "TaskConfig") -> int:
+        if isinstance(cell, list):
+            raise ValueError(
+                f"the target of task {task.name!r} is a list of {len(cell)}, and a row has one class; name it alone, "
+                "or ask the operator for a task of kind 'multilabel', which takes lists"
+            )
         return class_index(str(cell), task)
 
     def encode(

@@ -286,6 +286,9 @@ BAD = [
     ("topic", "rows.jsonl", "[1]\n", {}, "line 1 is not a JSON object"),
     ("topic", "rows.jsonl", '{"text": ["a"], "target": "art"}\n', {}, "line 1: 'text' is no text but list"),
     ("topic", "rows.jsonl", '{"text": "a", "target": null}\n', {}, "line 1: 'target' is empty"),
+    ("topic", "rows.jsonl", '{"text": "a", "target": ["art"]}\n', {},
+     "line 1: the target of task 'topic' is a list of 1, and a row has one class; name it alone, or ask the "
+     "operator for a task of kind 'multilabel', which takes lists"),
     ("topic", "rows.jsonl", '{"text": "a", "target": ' + "9" * 5000 + "}\n", {}, "line 1 is not valid JSON (a number"),
     ("topic", "rows.jsonl", '{"text": "a", "target": ' + "[" * 99999 + "}\n", {}, "line 1 is not valid JSON"),
     ("topic", "rows.csv", "text,target\na," + "x" * 5000 + "\n", {}, "class '" + "x" * 59 + "... is not a class"),
