@@ -44,10 +44,12 @@ class TapModel(nn.Module):
         modalities: list[Modality] = [m for m in ("image", "text") if encoder(m) in self.components]
         encoders, blocks = foundation.split(config.model.stage_layers)
         deepest = max(len(found.blocks) for found in encoders.values())
-        if (config.lora.encoder_layers or 0) > deepest:
+        asked = config.lora.encoder_layers or 0
+        if asked > deepest:
+            lower = f"have {deepest} layers at most; lower it, or leave it out for adapters in all of them"
+            have = lower if deepest else "have no layers; leave it out"
             raise UsageError(
-                f"lora.encoder_layers = {config.lora.encoder_layers} and the foundation's encoders have {deepest} "
-                "layers at most; lower it, or leave it out for adapters in all of them"
+                f"lora.encoder_layers = {asked} and the encoders of a {foundation.family} foundation {have}"
             )
         self.encoders = AdaptedEncoders({m: AdaptedEncoder(encoders[m], m, config.lora) for m in modalities})
         self.backbone = Backbone(blocks, len(blocks) // 2, self.components, config.lora)

@@ -71,7 +71,8 @@ class LoraConfig(Settings):
         default=None,
         ge=1,
         description="Adapters in the last so many layers of each encoder alone: what the layers below make of an "
-        "example is computed once; left out: in all of them.",
+        "example is computed once; left out: in all of them. For foundations whose encoders have layers: FLAVA, two "
+        "towers; not ViLT.",
     )
     dropout: float = Field(default=0.3, ge=0, lt=1, description="Dropout of what goes into an adapter, in training.")
 

@@ -312,6 +312,25 @@ def test_the_number_of_layers_is_the_familys_own_unless_the_settings_say(tmp_pat
         foundation.split(5)
 
 
+def test_as_many_encoder_layers_as_there_are_is_all_of_them(directory: Path, family: str) -> None:
+    foundation = load_foundation(str(directory))
+    deepest = max(len(encoder.blocks) for encoder in foundation.split(1)[0].values())
+
+    def names(layers: int | None) -> list[str]:
+        config = mini.mini_settings(directory, model={"stage_layers": 1}, lora={"encoder_layers": layers})
+        return sorted(build_model(config, config.tasks_named(["ask"]), foundation).trainable("personal"))
+
+    assert deepest == 0 or names(deepest) == names(None) != names(1)
+    with pytest.raises(UsageError) as caught:
+        names(deepest + 1)
+    said = (
+        "have no layers; leave it out"
+        if family == "vilt"
+        else f"have {deepest} layers at most; lower it, or leave it out"
+    )
+    assert said in str(caught.value) and f"the encoders of a {foundation.family} foundation" in str(caught.value)
+
+
 def test_lora_on_patches_is_pefts_lora_on_the_convolution(tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import ViltModel

@@ -138,7 +138,7 @@ def test_adapters_in_the_last_layers_alone(mini_model: Make, mini_examples: Make
         assert names and all(name.startswith("blocks.1.") for name in names)
         assert model.encoders[modality].frozen_blocks == 1
     with pytest.raises(
-        UsageError, match=r"lora\.encoder_layers = 3 and the foundation's encoders have 2 layers at most"
+        UsageError, match=r"lora\.encoder_layers = 3 and the encoders of a flava foundation have 2 layers at most"
     ):
         mini_model("ask", lora={"encoder_layers": 3})
     everywhere = mini_model("ask", lora={"encoder_layers": 2})
