@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from tap_core.algorithms.base import Tensors
+from tap_core.errors import Diverged
 from tap_core.examples import Example, TaskData
 from tap_core.model.adapters import PARAMETER_SETS, ParameterSet
 from tap_core.model.tap_model import TapModel
@@ -94,7 +95,7 @@ class Local:
             The mean training loss per example by task, without ``extra``.
 
         Raises:
-            Diverged: A loss or a parameter left the finite numbers.
+            Diverged: A loss left the finite numbers, or a parameter has at the phase's end; the set is then of no use.
         """
         seed = derive_seed(self.config.seed, self.device, *when, phase)
         watch = None
@@ -116,6 +117,9 @@ class Local:
         )
         if watch is not None:
             watch.restore()
+        for name, value in self.model.trainable(parameter_set).items():
+            if not torch.isfinite(value).all():  # the last step's: no loss was computed with them
+                raise Diverged(f"training diverged in {phase} ({name} is not finite); lower the learning rate")
         return losses
 
     def pull(self, strength: float, towards: Tensors) -> Pull:

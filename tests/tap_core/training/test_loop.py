@@ -13,7 +13,7 @@ from tap_core.algorithms import algorithm_of
 from tap_core.algorithms.base import DeviceState
 from tap_core.algorithms.device import Local
 from tap_core.algorithms.distillation import teaching
-from tap_core.errors import TapError
+from tap_core.errors import Diverged, TapError
 from tap_core.examples import TaskData
 from tap_core.seeds import derive_seed
 from tap_core.settings.federation import TrainingConfig
@@ -106,6 +106,21 @@ def test_bf16_trains_and_keeps_float32_parameters(mini_model: Make, mini_example
     history = train(model, "personal", data, TrainingConfig(batch_size=4), TrainingPhase("p", 1, 3, 1e-3), accelerator)
     assert math.isfinite(history["ask"])
     assert {p.dtype for p in model.trainable("personal").values()} == {torch.float32}
+
+
+def test_parameters_that_the_last_step_made_infinite_are_divergence_unless_better_ones_are_kept(
+    mini_model: Make, mini_examples: Make, mini_config: Make
+) -> None:
+    model = mini_model("shade")
+    data = {"shade": mini_examples("shade", train=8, test=0, decision=4)}
+    local = Local(mini_config(), "d", model, data, make_accelerator(CPU, 1))
+    version_0 = model.state("personal")
+    losses = local.train("personal", "personal", 0, steps=1, learning_rate=1e39, patience=1)
+    assert math.isfinite(losses["shade"]) and equal(version_0, model.state("personal"))
+    with pytest.raises(
+        Diverged, match=r"^training diverged in student \(.+:.+ is not finite\); lower the learning rate$"
+    ):
+        local.train("personal", "student", 0, steps=1, learning_rate=1e39)
 
 
 def distil(model: Any, data: Any, config: Any, device: str, accelerator: Any, on_progress: Any = None) -> None:
