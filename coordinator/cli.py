@@ -16,7 +16,16 @@ import typer
 
 from coordinator import cli_operators
 from coordinator.audit import clock, entries, user_of_the_host
-from coordinator.cli_common import AsJson, Database, Directory, opened_store, require_name, secret_written, show_secret
+from coordinator.cli_common import (
+    AsJson,
+    Database,
+    Directory,
+    Last,
+    opened_store,
+    require_name,
+    secret_written,
+    show_secret,
+)
 from coordinator.cohorts import statement, tasks_by_device
 from coordinator.config import ServiceSettings, StatePaths, load_settings
 from coordinator.device_registry import MAX_EXAMPLES
@@ -229,7 +238,7 @@ def _live(paths: StatePaths) -> dict[str, Any] | None:
 @one_line_errors
 def rounds(
     directory: Directory,
-    last: Annotated[int | None, typer.Option(help="Only so many, the newest.", min=1)] = None,
+    last: Last = None,
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:
@@ -250,7 +259,7 @@ def rounds(
 @one_line_errors
 def audit(
     directory: Directory,
-    last: Annotated[int | None, typer.Option(help="Only so many, the newest.", min=1)] = None,
+    last: Last = None,
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:

@@ -26,6 +26,7 @@ from tap_core.settings.base import NAME_PATTERN
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Federation directory, made by tap init.")]
 Database = Annotated[str | None, typer.Option(help=str(ServiceSettings.model_fields["database"].description))]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Last = Annotated[int | None, typer.Option(help="Only so many, the newest.", min=1)]
 
 
 @contextlib.contextmanager

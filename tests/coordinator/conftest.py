@@ -260,6 +260,10 @@ class FakeDevice:
         examples = {name: count for name, count in self.examples.items() if name in blobs}
         return Update(**{"round": number, "examples": examples, "components": refs, **changes})
 
+    async def trained(self, number):
+        """Hear of a round, fetch and train; returns the blobs of the update."""
+        return self.train(number, await self.fetch((await self.hear()).components))
+
     async def report(self, number, blobs, **changes):
         """Send an update and the blobs that are wanted; returns Accepted or Rejected."""
         self.sent_updates[number] = blobs

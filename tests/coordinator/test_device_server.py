@@ -295,7 +295,7 @@ def test_a_blob_with_another_digest_ends_the_connection(federation, enroll, runn
     async def main():
         async with running(directory, manifest) as service:
             await device.connect(service.url)
-            blobs = device.train(0, await device.fetch((await device.hear()).components))
+            blobs = await device.trained(0)
             await device.say(device.update(0, blobs))
             want = await device.hear()
             size = next(len(data) for data in blobs.values() if digest_of(data) == want.digest)
@@ -333,7 +333,7 @@ def test_an_upload_cut_in_the_middle_goes_on_where_it_was(federation, enroll, ru
     async def main():
         async with running(directory, manifest) as service:
             await device.connect(service.url)
-            blobs = device.train(0, await device.fetch((await device.hear()).components))
+            blobs = await device.trained(0)
             await device.say(device.update(0, blobs))
             want = await device.hear()
             data = next(data for data in blobs.values() if digest_of(data) == want.digest)
@@ -388,7 +388,7 @@ def test_uploads_that_are_never_completed_do_not_fill_the_disk(federation, enrol
             staged = set()
             for attempt in range(3):
                 await device.connect(service.url)
-                blobs = device.train(attempt, await device.fetch((await device.hear()).components))
+                blobs = await device.trained(attempt)
                 by_digest = {digest_of(data): data for data in blobs.values()}
                 await device.say(device.update(0, blobs))
                 wants = [await device.hear() for _ in by_digest]
@@ -441,7 +441,7 @@ def test_an_accepted_update_is_accepted_again_but_counts_once(federation, enroll
         async with running(directory, manifest) as service:
             await other.connect(service.url)
             await device.connect(service.url)
-            blobs = device.train(0, await device.fetch((await device.hear()).components))
+            blobs = await device.trained(0)
             await device.say(device.update(0, blobs))
             machine = service.federation.machine
             contributions = {ref.name: (ref, device.examples[ref.name]) for ref in device.update(0, blobs).components}
@@ -473,7 +473,7 @@ def test_a_full_disk_drops_the_connection_and_the_device_may_try_again(federatio
             with monkeypatch.context() as patch:
                 patch.setattr(service.federation.blobs, "stage", full)
                 await device.connect(service.url)
-                blobs = device.train(0, await device.fetch((await device.hear()).components))
+                blobs = await device.trained(0)
                 with pytest.raises(ConnectionClosed) as error:
                     await device.report(0, blobs)
                 assert error.value.rcvd.code == 1011

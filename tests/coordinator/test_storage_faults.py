@@ -183,7 +183,7 @@ def test_a_file_size_limit_while_serving_loses_nothing(federation, enroll, serve
 
     async def first_try():
         await device.connect(service.url)
-        blobs = device.train(0, await device.fetch((await device.hear()).components))
+        blobs = await device.trained(0)
         with contextlib.suppress(ConnectionClosed):
             answer = await device.report(0, blobs)
             pytest.fail(f"a file that was cut off answered {answer}")
@@ -274,7 +274,7 @@ def test_an_upload_that_is_given_up_takes_nothing_from_another_device(federation
             for device in (one, two):
                 await device.connect(service.url)
             for device in (one, two):
-                device.blobs = device.train(0, await device.fetch((await device.hear()).components))
+                device.blobs = await device.trained(0)
             by_digest = {digest_of(data): data for data in one.blobs.values()}
             assert set(by_digest) == {digest_of(data) for data in two.blobs.values()}
             for device in (one, two):  # all but the last blob
@@ -318,7 +318,7 @@ def test_a_stored_update_that_is_damaged_is_asked_for_again(federation, enroll, 
         async with running(directory, manifest) as service:
             await two.connect(service.url)  # is a member, and silent
             await one.connect(service.url)
-            blobs.update(one.train(0, await one.fetch((await one.hear()).components)))
+            blobs.update(await one.trained(0))
             assert (await one.report(0, blobs)).type == "accepted"
 
     async def second_half():
@@ -341,7 +341,7 @@ def test_a_damaged_update_whose_device_is_gone_is_missing(federation, enroll, ru
         async with running(directory, manifest) as service:
             for device in (one, two):
                 await device.connect(service.url)
-            blobs = one.train(0, await one.fetch((await one.hear()).components))
+            blobs = await one.trained(0)
             assert (await one.report(0, blobs)).type == "accepted"
             await one.socket.close()
             data = service.federation.blobs

@@ -117,7 +117,7 @@ def test_a_cut_upload_goes_on_after_a_restart_of_the_coordinator(federation, enr
     async def first():
         async with running(directory, manifest) as service:
             await device.connect(service.url)
-            blobs = device.train(0, await device.fetch((await device.hear()).components))
+            blobs = await device.trained(0)
             await device.say(device.update(0, blobs))
             want = await device.hear()
             data = next(data for data in blobs.values() if digest_of(data) == want.digest)
@@ -191,7 +191,7 @@ def test_an_upload_that_stands_still_gives_its_memory_to_others(federation, enro
     async def main():
         async with running(directory, manifest) as service:
             await device.connect(service.url)
-            blobs = device.train(0, await device.fetch((await device.hear()).components))
+            blobs = await device.trained(0)
             await device.say(device.update(0, blobs))
             for _ in blobs:
                 assert (await device.hear()).type == "want"
