@@ -164,7 +164,7 @@ class Local:
         return self.scores(Loss(), parameter_set, task)
 
     def held_out(self, task: TaskConfig, size: int) -> Iterator[TaskBatch]:
-        """The task's decision set in batches.
+        """The task's decision set in batches, with what the untrained layers make of it, computed once.
 
         Args:
             task: The task.
@@ -173,10 +173,13 @@ class Local:
         Returns:
             The batches, on the device.
         """
-        examples = self.data[task.name].decision
+        examples, trained = self.data[task.name].decision, len(self.data[task.name].train)
         for start in range(0, len(examples), size):
-            rows = [examples[i] for i in range(start, min(start + size, len(examples)))]
-            yield self.model.preprocessor.batch(task, rows).to(self.accelerator.device)
+            numbers = range(start, min(start + size, len(examples)))
+            rows = self.model.preprocessor.batch(task, [examples[i] for i in numbers]).to(self.accelerator.device)
+            if self.resources is not None:  # their numbers there follow those of the training examples
+                rows = self.resources.prefixes.complete(self.model, rows, [trained + i for i in numbers])
+            yield rows
 
     def relative_loss(self, parameter_set: ParameterSet, tasks: Sequence[TaskConfig] = ()) -> "RelativeLoss":
         """How a set's decision losses compare with those of the values that it holds now.

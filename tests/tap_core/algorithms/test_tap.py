@@ -5,6 +5,7 @@ Most tests switch training off with a learning rate of nearly nothing, so that w
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from tap_core.algorithms.participant import Participant
 from tap_core.algorithms.replacement import groups
 from tap_core.components import components_of_task
 from tap_core.errors import UsageError
+from tap_core.model.encoders import AdaptedEncoder
 from tap_core.settings.runtime import Runtime
 from tap_core.training.patience import EVERY, Patience
 
@@ -62,6 +64,21 @@ def learnt(device: Participant) -> Any:
 
 def state(personal: Any, tasks: Any = TASKS) -> DeviceState:
     return DeviceState(3, personal, {}, dict.fromkeys(tasks, 0.5), rounds=1)
+
+
+def test_the_untrained_layers_see_each_held_out_example_once(participant: Make, monkeypatch: Any) -> None:
+    device = participant(*TASKS, lora={"encoder_layers": 1})
+    local = device._local(None)
+    alone = replace(local, resources=None)
+    local.train("personal", "learning", steps=10, learning_rate=1e-2)  # the training examples' places are taken
+    wanted = {task.name: alone.losses("personal", task) for task in local.tasks}
+    seen: list[int] = []
+    original = AdaptedEncoder.prefix
+    monkeypatch.setattr(AdaptedEncoder, "prefix", lambda s, i, m: (seen.append(len(i)), original(s, i, m))[1])
+    for _ in range(2):
+        for task in local.tasks:
+            assert np.allclose(local.losses("personal", task), wanted[task.name], rtol=1e-5)
+    assert sum(seen) == sum(len(device.data[task].decision) for task in TASKS)
 
 
 def test_paired_takes_over_what_is_better_on_held_out_examples_whatever_training_says(participant: Make) -> None:
