@@ -1,6 +1,6 @@
 """What is run: conditions (how much data, how it is spread, which devices) and algorithms with their settings.
 
-All personal algorithms have one budget of local steps beside the federated ones, and one patience: rounds x tau + P.
+All personal algorithms have one budget of local steps beside the federated ones, rounds x tau + `MORE`, one patience.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,13 @@ from tap_core.settings.toml import load_toml
 
 FILE = Path(__file__).with_name("federation.toml")
 
+MORE = 200
+"""Local steps that a personal algorithm may have beside tau a round: TAP's teacher and student together."""
 P = 50
-"""Steps of stage 2, and what fine-tuning gets beside tau steps a round."""
+"""Of these, the student's."""
 PATIENCE = 25
 RATE = 1e-3
-"""Learning rate of what comes after the rounds."""
+"""Of the student."""
 
 
 @dataclass(frozen=True)
@@ -38,23 +40,33 @@ CONDITIONS = (
     | {"quick": Condition(Split(examples=48, alpha=0.5, test=16), rounds=2)}
 )
 
-_STAGE_2 = {"steps": P, "learning_rate": RATE, "patience": PATIENCE, "skip_worse": True}
+_STAGE_2 = {
+    "steps": P,
+    "learning_rate": RATE,
+    "teacher_steps": MORE - P,
+    "teacher_learning_rate": 3e-3,
+    "teacher_share": 0.5,
+    "average": True,
+    "patience": PATIENCE,
+}
+_TAP = {"name": "tap", "decision": "always", "replacement": "soft", "selection": True, "distillation": _STAGE_2}
+_MORE = {"steps": MORE, "patience": PATIENCE}
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "fedavg": {"name": "fedavg"},
-    "fedavg_finetune": {"name": "fedavg_finetune", "steps": P, "patience": PATIENCE},
-    "local": {"name": "local", "steps": P, "patience": PATIENCE},
+    "fedavg_finetune": {"name": "fedavg_finetune", **_MORE},
+    "fedavg_finetune_mean": {"name": "fedavg_finetune", **_MORE, "average": True},
+    "local": {"name": "local", **_MORE},
+    "fedper": {"name": "fedper", "finetune": True, **_MORE},
+    "fedsa": {"name": "fedsa", "finetune": True, **_MORE},
+    "ditto": {"name": "ditto", **_MORE},
+    "pfedme": {"name": "pfedme", **_MORE},
+    "tap": _TAP,
+    "tap_no_stage1": {**_TAP, "stage1": False},
+    "tap_no_selection": {**_TAP, "selection": False},
+    "tap_no_mixture": {**_TAP, "distillation": {**_STAGE_2, "teacher_share": 0.0}},
+    "tap_hard": {**_TAP, "decision": "paired", "replacement": "hard"},
     "tap_paper": {"name": "tap", "distillation": {"steps": P, "learning_rate": RATE}},
-    "tap_paired": {"name": "tap", "decision": "paired", "distillation": {"steps": P, "learning_rate": RATE}},
-    "tap_paired_selection": {"name": "tap", "decision": "paired", "selection": True, "distillation": _STAGE_2},
-    "tap_soft_selection": {
-        "name": "tap",
-        "decision": "paired",
-        "k": 0.0,
-        "replacement": "soft",
-        "selection": True,
-        "distillation": _STAGE_2,
-    },
 }
 
 

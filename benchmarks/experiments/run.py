@@ -12,23 +12,64 @@ import json
 import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process a core is faster, and threads change bits
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.devices import devices
 from experiments.plan import ALGORITHMS, CONDITIONS, Condition, configured
-from tap_core.algorithms.base import on_wire
-from tap_core.algorithms.participant import FinishOutcome, Participant
+from tap_core.algorithms.base import DeviceState, Final, on_wire
+from tap_core.algorithms.device import Local
+from tap_core.algorithms.participant import FederatedPart, FinishOutcome, Participant, RoundOutcome
 from tap_core.foundations import load_foundation
 from tap_core.model.tap_model import build_model
 from tap_core.simulation.in_process import simulate_all
+from tap_core.training.progress import OnProgress
 
 RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass
+class Spent:
+    """What a device spent on an algorithm beside the federated training: optimizer steps and CPU seconds, the deciding
+    among them and the measuring not."""
+
+    steps: int = 0
+    seconds: float = 0.0
+
+
+class Counting(Participant):
+    """A participant that keeps account of itself."""
+
+    spent: dict[tuple[str, str], Spent]
+
+    def personalize(
+        self, part: FederatedPart, state: DeviceState, on_progress: OnProgress | None = None
+    ) -> RoundOutcome:
+        before = time.process_time()
+        outcome = super().personalize(part, state, self._count)
+        self._mine.seconds += time.process_time() - before
+        return outcome
+
+    def _finished(self, local: Local, state: DeviceState) -> Final:
+        before = time.process_time()
+        end = super()._finished(replace(local, on_progress=self._count), state)
+        self._mine.seconds += time.process_time() - before
+        return end
+
+    @property
+    def _mine(self) -> Spent:
+        return self.spent[self.device, self.config.algorithm.model_dump_json()]
+
+    def _count(self, phase: str, step: int, steps: int) -> None:
+        self._mine.steps += 1
 
 
 def run(
@@ -37,11 +78,14 @@ def run(
     """The lines of these algorithms."""
     configs = {name: configured(condition, seed, settings) for name, settings in algorithms.items()}
     first = next(iter(configs.values()))
+    spent: dict[tuple[str, str], Spent] = defaultdict(Spent)
     foundation = load_foundation(first.foundation)
     participants = {
-        device: Participant(first, device, build_model(first, first.tasks_named(tasks), foundation), tasks)
+        device: Counting(first, device, build_model(first, first.tasks_named(tasks), foundation), tasks)
         for device, tasks in devices(first, condition.split, condition.patterns).items()
     }
+    for participant in participants.values():
+        participant.spent = spent
     whole = build_model(first, first.tasks_named({t for p in participants.values() for t in p.data}), foundation)
     components = on_wire(whole.state("federated"), first.wire.dtype)
     began = time.monotonic()
@@ -55,7 +99,14 @@ def run(
 
     results = simulate_all(configs, participants, components, on_round=on_round)
     return [
-        {"algorithm": name, "device": device, "task": task, "replaced": took[name], **line}
+        {
+            "algorithm": name,
+            "device": device,
+            "task": task,
+            "replaced": took[name],
+            **asdict(spent[device, configs[name].algorithm.model_dump_json()]),
+            **line,
+        }
         for name, result in results.items()
         for device, outcome in result.devices.items()
         for task, line in lines(outcome)

@@ -20,6 +20,7 @@ from tap_core.names import DeviceName, TaskName
 from tap_core.seeds import derive_seed
 from tap_core.settings.federation import FederationConfig, TaskConfig
 from tap_core.tasks.batch import TaskBatch
+from tap_core.training.averaging import IterateMean
 from tap_core.training.loop import Extra, Pull, TrainingPhase, train
 from tap_core.training.patience import Patience
 from tap_core.training.progress import OnProgress
@@ -74,6 +75,7 @@ class Local:
         extra: Extra | None = None,
         pull: Pull | None = None,
         patience: int = 0,
+        average: bool = False,
         only: Callable[[str], bool] | None = None,
     ) -> dict[TaskName, float]:
         """One phase of training of one set.
@@ -89,6 +91,7 @@ class Local:
             pull: What draws the set towards other values.
             patience: Steps that may bring nothing on the decision sets before the phase ends, with the values that were
                 best there; 0 for all steps.
+            average: Whether the set ends with the mean of its values after each step that was done.
             only: Which of a component's tensors are trained, by name; all if it is None.
 
         Returns:
@@ -98,9 +101,11 @@ class Local:
             Diverged: A loss left the finite numbers, or a parameter has at the phase's end; the set is then of no use.
         """
         seed = derive_seed(self.config.seed, self.device, *when, phase)
-        watch = None
+        watches: list[Patience | IterateMean] = []
         if patience:
-            watch = Patience(self.relative_loss(parameter_set), self.model, parameter_set, patience, steps)
+            watches.append(Patience(self.relative_loss(parameter_set), self.model, parameter_set, patience, steps))
+        if average:
+            watches.append(IterateMean(self.model, parameter_set))
         losses = train(
             self.model,
             parameter_set,
@@ -111,11 +116,11 @@ class Local:
             extra=extra,
             pull=pull,
             only=only,
-            watch=watch,
+            watch=(lambda step: any([watch(step) for watch in watches])) if watches else None,
             on_progress=self.on_progress,
             resources=self.resources,
         )
-        if watch is not None:
+        for watch in watches[-1:]:  # the mean, if it is asked for
             watch.restore()
         for name, value in self.model.trainable(parameter_set).items():
             if not torch.isfinite(value).all():  # the last step's: no loss was computed with them

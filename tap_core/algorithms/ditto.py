@@ -20,6 +20,13 @@ class DittoSettings(AlgorithmSettings):
 
     pull: float = Field(default=0.1, ge=0, description="lambda: of the squared distance from the received global set.")
     steps: int = Field(default=0, ge=0, description="Steps of the same kind after the last round.")
+    patience: int = Field(
+        default=0, ge=0, description="Of these steps, how many may bring nothing on the decision sets; 0: any number."
+    )
+
+    @property
+    def needs_decision_set(self) -> bool:
+        return self.patience > 0
 
 
 class Ditto(Algorithm[DittoSettings]):
@@ -43,5 +50,8 @@ class Ditto(Algorithm[DittoSettings]):
         if self.settings.steps:
             pull = local.pull(self.settings.pull, local.model.state("federated"))
             rate = self.config.training.learning_rate
-            local.train("personal", "personal", "the end", steps=self.settings.steps, learning_rate=rate, pull=pull)
+            steps, patience = self.settings.steps, self.settings.patience
+            local.train(
+                "personal", "personal", "the end", steps=steps, learning_rate=rate, pull=pull, patience=patience
+            )
         return Final(local.model.state("personal"))

@@ -24,6 +24,9 @@ class FineTuning(AlgorithmSettings):
         description="Steps that may bring nothing on the decision sets before training ends, with the best values; 0: "
         "all steps in any case.",
     )
+    average: bool = Field(
+        default=False, description="Whether training ends with the mean of the values after each step, not the last."
+    )
 
     @property
     def needs_decision_set(self) -> bool:
@@ -45,6 +48,13 @@ class FedAvgFinetune(Algorithm[FineTuning]):
         training = self.config.training
         local.model.load("personal", self.start(local))
         if steps := training.steps * state.rounds + self.settings.steps:
-            rate, patience = training.learning_rate, self.settings.patience
-            local.train("personal", "fine-tuning", "the end", steps=steps, learning_rate=rate, patience=patience)
+            local.train(
+                "personal",
+                "fine-tuning",
+                "the end",
+                steps=steps,
+                learning_rate=training.learning_rate,
+                patience=self.settings.patience,
+                average=self.settings.average,
+            )
         return Final(local.model.state("personal"))

@@ -291,7 +291,7 @@ class Participant:
             return {task.name: self.measurement.of(parameter_set, task, local.accelerator) for task in tasks}
 
         federated, stage1 = measure("federated"), measure("personal")
-        end = self.algorithm.finish(local, state) if distilling else Final(self.model.state("personal"))
+        end = self._finished(local, state) if distilling else Final(self.model.state("personal"))
         after = replace(state, personal=end.personal, selected=end.selected, candidates=end.candidates, finished=True)
         results, rows = dict[TaskName, TaskResult](), dict[TaskName, list[dict[str, Any]]]()
         for task in tasks:
@@ -305,6 +305,10 @@ class Participant:
             results[task.name] = self.measurement.result(task, sets, local.accelerator, selected)
             rows[task.name] = self.measurement.shown(task, sets)
         return FinishOutcome(after, results, rows)
+
+    def _finished(self, local: Local, state: DeviceState) -> Final:
+        """What the algorithm makes of the loaded sets at the end."""
+        return self.algorithm.finish(local, state)
 
     def _local(self, on_progress: OnProgress | None) -> Local:
         accelerator = make_accelerator(self.runtime, self.config.training.accumulation)

@@ -28,6 +28,13 @@ class PFedMeSettings(AlgorithmSettings):
     )
     inner_steps: int = Field(default=5, ge=1, description="K, steps of theta before w moves; training.steps / K times.")
     steps: int = Field(default=0, ge=0, description="Steps of theta after the last round, near the final global set.")
+    patience: int = Field(
+        default=0, ge=0, description="Of these steps, how many may bring nothing on the decision sets; 0: any number."
+    )
+
+    @property
+    def needs_decision_set(self) -> bool:
+        return self.patience > 0
 
 
 class PFedMe(Algorithm[PFedMeSettings]):
@@ -68,5 +75,8 @@ class PFedMe(Algorithm[PFedMeSettings]):
             final, rate = local.model.state("federated"), self.config.training.learning_rate
             local.model.load("personal", final)
             pull = local.pull(self.settings.pull, final)
-            local.train("personal", "federated", "the end", steps=self.settings.steps, learning_rate=rate, pull=pull)
+            steps, patience = self.settings.steps, self.settings.patience
+            local.train(
+                "personal", "federated", "the end", steps=steps, learning_rate=rate, pull=pull, patience=patience
+            )
         return Final(local.model.state("personal"))

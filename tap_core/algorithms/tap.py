@@ -38,6 +38,22 @@ class DistillationSettings(Settings):
         default=50, ge=0, description="P, steps of the teacher and then of the student; 0 skips stage 2."
     )
     learning_rate: float = Field(default=1e-4, gt=0, description="Constant, of teacher and student.")
+    teacher_steps: int | None = Field(
+        default=None, ge=0, description="Steps of the teacher; left out: as many as the student's."
+    )
+    teacher_learning_rate: float | None = Field(
+        default=None, gt=0, description="Of the teacher; left out: the student's."
+    )
+    teacher_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="The student starts from the mixture of the personal set and so much of the teacher.",
+    )
+    average: bool = Field(
+        default=False,
+        description="Whether teacher and student end with the mean of their values after each step, not the last.",
+    )
     temperature: float = Field(default=1.0, gt=0, description="T of the softmax.")
     beta: Betas = Field(default=Betas(), description="By task kind: the weight of distillation beside the task's loss.")
     patience: int = Field(
@@ -138,12 +154,16 @@ class Tap(Algorithm[TapSettings]):
         model, settings = local.model, self.settings.distillation
         sets = {"received": model.state("federated"), "stage1": model.state("personal")}
         if settings.steps:
-            train = functools.partial(
-                local.train, steps=settings.steps, learning_rate=settings.learning_rate, patience=settings.patience
-            )
-            train("federated", "teacher", "stage 2")
+            train = functools.partial(local.train, patience=settings.patience, average=settings.average)
+            steps = settings.steps if settings.teacher_steps is None else settings.teacher_steps
+            rate = settings.teacher_learning_rate or settings.learning_rate
+            train("federated", "teacher", "stage 2", steps=steps, learning_rate=rate)
+            if settings.teacher_share:
+                model.load("personal", mixed(sets["stage1"], model.state("federated"), settings.teacher_share))
             taught = None if not settings.skip_worse else self._taught(local)
-            train("personal", "student", "stage 2", extra=teaching(model, settings, local.accelerator, taught))
+            extra = teaching(model, settings, local.accelerator, taught)
+            steps, rate = settings.steps, settings.learning_rate
+            train("personal", "student", "stage 2", steps=steps, learning_rate=rate, extra=extra)
         personal = model.state("personal") if settings.steps else sets["stage1"]
         if not self.settings.selection:
             return Final(personal)
