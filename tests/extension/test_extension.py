@@ -12,6 +12,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -19,6 +20,7 @@ from small_federation import LIMIT, command, free_port
 
 TOY = Path(__file__).parent / "toy"
 DEVICES = ("left", "middle", "right")
+EXPORTS = "left"
 FEDERATION = """
 name = "toys"
 foundation = "foundation"
@@ -50,6 +52,7 @@ device_id = "{device}"
 token_file = "token"
 state_dir = "state"
 foundation = "../foundation"
+export = {export}
 [runtime]
 device = "cpu"
 threads = 1
@@ -80,7 +83,9 @@ def site(tmp_path_factory, mini_foundation):
     for seed, device in enumerate(DEVICES):
         home = root / device
         home.mkdir()
-        (home / "client.toml").write_text(CLIENT.format(port=port, device=device))
+        (home / "client.toml").write_text(
+            CLIENT.format(port=port, device=device, export=str(device == EXPORTS).lower())
+        )
         draw = random.Random(seed)
         for name, count in (("train", 40), ("test", 12)):
             rows = []
@@ -93,9 +98,15 @@ def site(tmp_path_factory, mini_foundation):
 
 
 def run(environment, module, *arguments):
-    done = subprocess.run(
-        command(module, *arguments), capture_output=True, text=True, timeout=LIMIT, check=False, env=environment
-    )
+    done = forked.run(command(module, *arguments), LIMIT, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def predicted(environment, *arguments):
+    """What `tap-client predict` says; with an interpreter of its own, which has imported nothing."""
+    line = command("edge_client.cli", "predict", *arguments)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=LIMIT, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -107,12 +118,14 @@ def test_a_federation_of_things_from_outside(site, environment):
     for device in DEVICES:
         run(environment, "coordinator.cli", "enroll", device, directory, "--token-file", root / device / "token")
     options = ["--port", port, "--http-port", free_port()]
-    serving = subprocess.Popen(command("coordinator.cli", "serve", directory, *options), env=environment)
+    with (root / "log").open("wb") as log:
+
+        def start(*line):
+            return forked.Forked(command(*line), stdout=log, stderr=log, env=environment)
+
+        serving = start("coordinator.cli", "serve", directory, *options)
+        joining = [start("edge_client.cli", "join", root / device / "client.toml") for device in DEVICES]
     try:
-        joining = [
-            subprocess.Popen(command("edge_client.cli", "join", root / device / "client.toml"), env=environment)
-            for device in DEVICES
-        ]
         assert [process.wait(LIMIT) for process in joining] == [0, 0, 0]
     finally:
         serving.send_signal(signal.SIGTERM)
@@ -127,10 +140,10 @@ def test_a_federation_of_things_from_outside(site, environment):
         assert results["personal"] < results["floor"]
     rounds = [json.loads(line) for device in DEVICES for line in (root / device / "state" / "rounds.jsonl").open()]
     assert sorted(line["round"] for line in rounds) == [0, 0, 1, 1, 2, 2, 3, 3]
-    model = root / "left" / "state" / "export" / "stars"
-    facts = json.loads(run(environment, "edge_client.cli", "predict", model, "--text", "a a a a a", "--json"))
+    model = root / EXPORTS / "state" / "export" / "stars"
+    facts = json.loads(predicted(environment, model, "--text", "a a a a a", "--json"))
     assert facts == {"task": "stars", "kind": "rating", "stars": facts["stars"]} and facts["stars"] in range(1, 6)
-    assert run(environment, "edge_client.cli", "predict", model, "--text", "a b b b b").strip().strip("*") == ""
+    assert predicted(environment, model, "--text", "a b b b b").strip().strip("*") == ""
 
 
 def test_without_the_package_its_names_are_one_line(site):

@@ -15,7 +15,7 @@ def make_site(
     """Make a site; all sites have the same settings and data, so they all must end with the same bits."""
     sites: list[Site] = []
 
-    def make(**options: bool) -> Site:
+    def make(**options: Any) -> Site:
         sites.append(Site(tmp_path_factory.mktemp("site"), mini_config(**TABLES), mini_examples, **options))
         return sites[-1]
 

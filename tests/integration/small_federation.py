@@ -8,11 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 from PIL import Image
 
@@ -29,6 +30,7 @@ TABLES: dict[str, Any] = {
     "algorithm": {"distillation": {"steps": 4}},
 }
 LIMIT = 300.0
+Process = subprocess.Popen[bytes] | forked.Forked
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,27 @@ class Oracle:
 class Site:
     """The files of a federation and its devices below one directory, and the processes that run on them."""
 
-    def __init__(self, root: Path, config: Any, examples: Callable[..., Any], *, export: bool = True) -> None:
-        """``export``: whether devices export their models at the end, which costs more than all the rest."""
-        self.export = export
+    def __init__(
+        self,
+        root: Path,
+        config: Any,
+        examples: Callable[..., Any],
+        *,
+        export: Collection[str] = (),
+        fresh: bool = False,
+    ) -> None:
+        """``export``: the devices that export their models at the end, which costs more than all the rest.
+
+        ``fresh``: whether every process starts as a user's does, with an interpreter that imports what it needs, and
+        is not forked from one that has.
+        """
+        self.export, self.fresh = export, fresh
         self.root, self.config = root, config
         self.federation = root / "federation.toml"
         self.directory = root / "federation"
         self.devices = root / "devices"
         self.port = free_port()
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[Process] = []
         self.federation.write_text(_toml(config.model_dump(mode="json")))
         for seed, (device, tasks) in enumerate(DEVICES.items()):
             home = self.devices / device
@@ -62,7 +76,7 @@ class Site:
         return (
             f'coordinator = "ws://127.0.0.1:{self.port}"\nfederation = "mini"\ndevice_id = "{device}"\n'
             f'token_file = "token"\nstate_dir = "state"\nfoundation = "{self.config.foundation}"\n'
-            f"export = {str(self.export).lower()}\n"
+            f"export = {str(device in self.export).lower()}\n"
             '[runtime]\ndevice = "cpu"\nthreads = 1\n'
         )
 
@@ -74,31 +88,39 @@ class Site:
             self.run("coordinator.cli", "enroll", device, self.directory, "--token-file", token)
 
     def run(self, module: str, *arguments: object) -> str:
-        done = subprocess.run(command(module, *arguments), capture_output=True, text=True, timeout=LIMIT, check=False)
+        done = self.ended(module, *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def start(self, log: str, dies: str | None, module: str, *arguments: object) -> "subprocess.Popen[bytes]":
+    def ended(self, module: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+        """A command that has run, whatever its exit code."""
+        line = command(module, *arguments)
+        if self.fresh:
+            return subprocess.run(line, capture_output=True, text=True, timeout=LIMIT, check=False)
+        return forked.run(line, LIMIT)
+
+    def start(self, log: str, dies: str | None, module: str, *arguments: object) -> Process:
         """A process that writes to ``log``; ``dies`` names the point of `dying.py` at which it kills itself."""
         line = command(module, *arguments)
         if dies is not None:
             line = [sys.executable, str(Path(__file__).with_name("dying.py")), dies, module, *map(str, arguments)]
         with (self.root / f"{log}.log").open("ab") as file:
-            process = subprocess.Popen(line, stdout=file, stderr=subprocess.STDOUT)
+            begin = subprocess.Popen if self.fresh else forked.Forked
+            process: Process = begin(line, stdout=file, stderr=file)
         self.processes.append(process)
         return process
 
-    def serve(self, port: int, dies: str | None = None) -> "subprocess.Popen[bytes]":
+    def serve(self, port: int, dies: str | None = None) -> Process:
         arguments = ("serve", self.directory, "--port", port, "--http-port", 0, "--exit-when-done")
         return self.start("coordinator", dies, "coordinator.cli", *arguments)
 
-    def join(self, device: str, dies: str | None = None) -> "subprocess.Popen[bytes]":
+    def join(self, device: str, dies: str | None = None) -> Process:
         return self.start(device, dies, "edge_client.cli", "join", self.devices / device / "client.toml")
 
     def state_dir(self, device: str) -> Path:
         return self.devices / device / "state"
 
-    def wait(self, *processes: "subprocess.Popen[bytes]") -> None:
+    def wait(self, *processes: Process) -> None:
         for process in processes:
             assert process.wait(LIMIT) == 0, self.logs()
 

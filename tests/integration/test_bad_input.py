@@ -4,13 +4,12 @@ import contextlib
 import json
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from small_federation import DEVICES, LIMIT, Site, command, free_port
+from small_federation import DEVICES, LIMIT, Site, free_port
 from typer.testing import CliRunner
 
 from deploy.tap.cli import app as tap
@@ -20,8 +19,8 @@ Damage = Callable[[Site], tuple[str, ...]]
 
 
 @pytest.fixture(scope="module")
-def pristine(make_site: Callable[[], Site]) -> Site:
-    site = make_site()
+def pristine(make_site: Callable[..., Site]) -> Site:
+    site = make_site(export=DEVICES)
     site.prepare()
     return site
 
@@ -78,8 +77,7 @@ def spoil(path: Path, old: str, new: str) -> None:
 
 def refused(site: Site, device: str) -> str:
     """Join a served site; the one line on standard error. The device's own state is as if it had never tried."""
-    join = command("edge_client.cli", "join", site.devices / device / "client.toml")
-    done = subprocess.run(join, capture_output=True, text=True, timeout=LIMIT, check=False)
+    done = site.ended("edge_client.cli", "join", site.devices / device / "client.toml")
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and done.stdout == ""

@@ -18,7 +18,7 @@ TEXT, IMAGE = "encoder/text", "encoder/image"
 @pytest.fixture
 def site(tmp_path: Path, mini_config: Callable[..., Any], mini_examples: Callable[..., Any]) -> Iterator[Site]:
     rounds = {**TABLES["rounds"], "total": 4, "clients_per_round": 3, "min_devices": 2}
-    made = Site(tmp_path, mini_config(**{**TABLES, "rounds": rounds}), mini_examples, export=False)
+    made = Site(tmp_path, mini_config(**{**TABLES, "rounds": rounds}), mini_examples)
     yield made
     made.close()
 

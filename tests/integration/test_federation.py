@@ -52,8 +52,8 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(make_site: Callable[[], Site]) -> Run:
-    site = make_site()
+def run(make_site: Callable[..., Site]) -> Run:
+    site = make_site(export=DEVICES, fresh=True)
     site.prepare()
     upstream = free_port()
     recorder = Recorder(site.port, upstream)

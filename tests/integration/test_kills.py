@@ -1,11 +1,10 @@
 """SIGKILL at bad moments: the coordinator in a round, a client in its training. The run ends with the same bits."""
 
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 
-from small_federation import LIMIT, Oracle, Site, check_equal
+from small_federation import LIMIT, Oracle, Process, Site, check_equal
 
 DEATHS = {
     "coordinator": (
@@ -21,12 +20,12 @@ DEATHS = {
 """The points of `dying.py` at which each process is killed, one after the other; the last life of each is whole."""
 
 
-def test_killed_clients_and_a_killed_coordinator_change_no_bit(make_site: Callable[[], Site], oracle: Oracle) -> None:
-    site = make_site()
+def test_killed_clients_and_a_killed_coordinator_change_no_bit(make_site: Callable[..., Site], oracle: Oracle) -> None:
+    site = make_site(export=["painter"])
     site.prepare()
     deaths = {name: list(points) for name, points in DEATHS.items()}
 
-    def start(name: str) -> "subprocess.Popen[bytes]":
+    def start(name: str) -> Process:
         point = deaths[name].pop(0) if deaths[name] else None
         return site.serve(site.port, point) if name == "coordinator" else site.join(name, point)
 

@@ -10,7 +10,7 @@ from small_federation import DEVICES, LIMIT, Oracle, Site, check_equal
 def test_devices_enrolled_by_code_and_rotated_in_the_middle_change_no_bit(
     make_site: Callable[..., Site], oracle: Oracle
 ) -> None:
-    site = make_site(export=False)
+    site = make_site()
     site.run("deploy.tap.cli", "init", site.federation, "--out", site.directory)
     configs = {device: site.devices / device / "client.toml" for device in DEVICES}
     secrets = []
