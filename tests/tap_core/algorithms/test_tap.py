@@ -183,6 +183,45 @@ def test_selection_may_choose_a_mean(participant: Make) -> None:
     assert close(end.state.candidates[name], wanted)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_student_starts_between_the_personal_set_and_the_teacher(participant: Make, share: float) -> None:
+    device = participant("colour", algorithm={"distillation": {"learning_rate": 1e-12, "teacher_share": share}})
+    received = noise(device.model.state("federated"), 1)
+    mine = noise(received, 2)
+    end = device.finish(received, state(mine, ("colour",)))
+    assert close(end.state.personal, mixed(mine, received, share))
+
+
+def test_the_teacher_may_have_its_own_steps_and_rate(participant: Make) -> None:
+    settings = {"steps": 3, "teacher_steps": 7, "learning_rate": 1e-12, "teacher_learning_rate": 1e-2}
+    device, steps = participant("colour", algorithm={"distillation": {**settings, "teacher_share": 1.0}}), []
+    received = device.model.state("federated")
+    end = device.finish(received, state(received, ("colour",)), lambda phase, step, of: steps.append((phase, step, of)))
+    assert steps == [("teacher", n + 1, 7) for n in range(7)] + [("student", n + 1, 3) for n in range(3)]
+    local = device._local(None)
+    device.model.load("federated", received)
+    local.train("federated", "teacher", "stage 2", steps=7, learning_rate=1e-2)
+    assert close(end.state.personal, device.model.state("federated")) and not close(end.state.personal, received)
+
+
+def test_teacher_and_student_may_end_with_their_means(participant: Make) -> None:
+    ends = {}
+    for average in (False, True):
+        settings = {"steps": 4, "learning_rate": 1e-2, "teacher_share": 1.0, "average": average}
+        device, values = participant("colour", algorithm={"distillation": settings}), []
+        received = device.model.state("federated")
+
+        def seen(phase: str, step: int, of: int, device: Any = device, values: Any = values) -> None:
+            values.append((phase, device.model.state("federated" if phase == "teacher" else "personal")))
+
+        end = device.finish(received, state(received, ("colour",)), seen)
+        students = [value for phase, value in values if phase == "student"]
+        ends[average] = end.state.personal
+        mean = {c: {k: np.mean([v[c][k] for v in students], axis=0) for k in g} for c, g in received.items()}
+        assert close(end.state.personal, mean if average else students[-1])
+    assert not close(*ends.values())
+
+
 def test_a_task_whose_teacher_is_worse_is_not_taught(participant: Make) -> None:
     """The teacher knows letters alone: colour ends as with a beta of 0, letters does not."""
     ends = {}
