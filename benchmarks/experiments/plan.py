@@ -37,6 +37,10 @@ class Condition:
 CONDITIONS = (
     {f"limited-{alpha or 'even'}": Condition(Split(examples=200, alpha=alpha)) for alpha in (0.1, 0.5, None)}
     | {f"ample-{alpha or 'even'}": Condition(Split(examples=1000, alpha=alpha)) for alpha in (0.1, 0.5, None)}
+    | {
+        f"encoders-{layers or 'all'}": Condition(Split(200, 0.5), settings={"lora": {"encoder_layers": layers}})
+        for layers in (2, None)
+    }
     | {"quick": Condition(Split(examples=48, alpha=0.5, test=16), rounds=2)}
 )
 

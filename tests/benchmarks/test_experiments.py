@@ -85,6 +85,18 @@ def test_scores_are_shares_of_fedavgs_error_and_their_differences_are_paired(tmp
     assert report.compare(table, "fedavg", "fedavg_finetune") == (0, 0, 0)
 
 
+def test_a_conditions_table_has_scores_kinds_worst_devices_and_costs(tmp_path):
+    base = [0.2] * 9 + [0.6]
+    lines(tmp_path / "some-1.jsonl", {"fedavg": base, "fedavg_finetune": base, "local": [0.12] * 10})
+    table = report.load(tmp_path, "some")
+    assert report.worst_tenth(table["fedavg"], table["fedavg"]) == pytest.approx(0.6 / 0.24)
+    assert report.by_kind(table["local"]) == {"multilabel": pytest.approx(0.12)}
+    head, _, first, *others = report.rows(table, {"local": (30, 1.5)}, ["fedavg_finetune"])
+    assert head == "| algorithm | error | less fedavg_finetune | worst tenth | multilabel | steps | seconds |"
+    assert first.startswith("| local | 0.500 | -0.500 (") and first.endswith("| 0.50 | 0.120 | 30 | 1.5 |")
+    assert all("| 1.000 | +0.000 (+0.000 to +0.000) |" in row for row in others)
+
+
 def test_every_algorithm_has_the_same_data_and_seed_in_every_condition():
     for condition in plan.CONDITIONS.values():
         configs = [plan.configured(condition, 7, settings) for settings in plan.ALGORITHMS.values()]
