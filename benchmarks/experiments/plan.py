@@ -70,7 +70,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "tap_no_selection": {**_TAP, "selection": False},
     "tap_no_mixture": {**_TAP, "distillation": {**_STAGE_2, "teacher_share": 0.0}},
     "tap_hard": {**_TAP, "decision": "paired", "replacement": "hard"},
-    "tap_paper": {"name": "tap", "distillation": {"steps": P, "learning_rate": RATE}},
+    "tap_paper": {"name": "tap_paper", "distillation": {"steps": P, "learning_rate": RATE}},
 }
 
 

@@ -15,7 +15,8 @@ HELD_OUT = {
     "decision": "paired",
     "replacement": "soft",
     "selection": True,
-    "distillation": {"steps": 4, "learning_rate": 0.3, "skip_worse": True},  # so high that tasks choose an earlier set
+    # a rate so high that tasks choose an earlier set
+    "distillation": {"steps": 4, "learning_rate": 0.3, "teacher_steps": 4, "skip_worse": True},
 }
 FEDERATIONS: dict[str, dict[str, Any]] = {
     "tap on held-out examples, momentum": {"algorithm": HELD_OUT, "rounds": {"server": "momentum"}},
