@@ -10,7 +10,7 @@ LINTED := $(CODE) tests $(wildcard benchmarks)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test check bench soak fuzz lint types imports settings install clean
+.PHONY: help demo test check bench experiments soak fuzz lint types imports settings install clean
 
 help: ## Print this list.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ check: $(STAMP) lint types imports ## Format, lint, types, import contracts, and
 
 bench: $(STAMP) ## Measure the overhead of a round beside a bare WebSocket echo.
 	$(BIN)/python benchmarks/round_overhead.py
+
+experiments: $(STAMP) ## Run the experiments behind docs/results.md: hours, resumable.
+	$(BIN)/python benchmarks/experiments/all.py
 
 soak: $(STAMP) ## Serve a federation under churn, kills and attack for 20 minutes, and compare it with a quiet one.
 	$(BIN)/python benchmarks/soak.py

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from experiments.devices import PATTERNS, Split
+from tap_core.algorithms.tap import DistillationSettings
 from tap_core.settings.federation import FederationConfig
 from tap_core.settings.toml import load_toml
 
 FILE = Path(__file__).with_name("federation.toml")
 
-MORE = 200
+MORE = DistillationSettings().steps + (DistillationSettings().teacher_steps or 0)
 """Local steps that a personal algorithm may have beside tau a round: TAP's teacher and student together."""
-P = 50
-"""Of these, the student's."""
-PATIENCE = 25
+P = DistillationSettings().steps
+"""Of these, the student's; these and the other settings of TAP are its defaults."""
+PATIENCE = DistillationSettings().patience
 RATE = 1e-3
-"""Of the student."""
+"""Of the paper's stage 2."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,11 @@ CONDITIONS = (
     | {"quick": Condition(Split(examples=48, alpha=0.5, test=16), rounds=2)}
 )
 
-_STAGE_2 = {
-    "steps": P,
-    "learning_rate": RATE,
-    "teacher_steps": MORE - P,
-    "teacher_learning_rate": 3e-3,
-    "teacher_share": 0.5,
-    "average": True,
-    "patience": PATIENCE,
-}
-_TAP = {"name": "tap", "decision": "always", "replacement": "soft", "selection": True, "distillation": _STAGE_2}
+MAIN = tuple(f"{much}-{alpha}" for much in ("limited", "ample") for alpha in ("0.1", "0.5", "even"))
+"""The conditions of the main table."""
+SEEDS = (1, 2, 3, 4, 5)
+
+_TAP: dict[str, Any] = {"name": "tap"}
 _MORE = {"steps": MORE, "patience": PATIENCE}
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
@@ -68,7 +64,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "tap": _TAP,
     "tap_no_stage1": {**_TAP, "stage1": False},
     "tap_no_selection": {**_TAP, "selection": False},
-    "tap_no_mixture": {**_TAP, "distillation": {**_STAGE_2, "teacher_share": 0.0}},
+    "tap_no_mixture": {**_TAP, "distillation": {"teacher_share": 0.0}},
     "tap_hard": {**_TAP, "decision": "paired", "replacement": "hard"},
     "tap_paper": {"name": "tap_paper", "distillation": {"steps": P, "learning_rate": RATE}},
 }

@@ -98,6 +98,7 @@ def test_a_conditions_table_has_scores_kinds_worst_devices_and_costs(tmp_path):
 
 
 def test_every_algorithm_has_the_same_data_and_seed_in_every_condition():
+    assert set(plan.MAIN) <= set(plan.CONDITIONS)
     for condition in plan.CONDITIONS.values():
         configs = [plan.configured(condition, 7, settings) for settings in plan.ALGORITHMS.values()]
         rest = [config.model_copy(update={"algorithm": configs[0].algorithm}) for config in configs]
