@@ -128,7 +128,8 @@ def test_join_with_a_data_file_that_is_not_there_connects_to_nobody(client_toml,
 def foundation(tmp_path) -> None:
     """Files that have a digest; nothing loads them."""
     (tmp_path / "foundation").mkdir()
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+    (tmp_path / "foundation" / "config.json").write_text('{"model_type": "flava"}')
+    for name in ("tokenizer.json", "model.safetensors"):
         (tmp_path / "foundation" / name).write_text("{}")
 
 
