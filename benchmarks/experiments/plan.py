@@ -42,7 +42,13 @@ CONDITIONS = (
         f"encoders-{layers or 'all'}": Condition(Split(200, 0.5), settings={"lora": {"encoder_layers": layers}})
         for layers in (2, None)
     }
-    | {"quick": Condition(Split(examples=48, alpha=0.5, test=16), rounds=2)}
+    | {
+        "quick": Condition(
+            Split(examples=48, alpha=0.5, test=16),
+            rounds=2,
+            patterns={name: PATTERNS[name] for name in ("classifier-of-both", "text-questioner")},
+        )
+    }
 )
 
 MAIN = tuple(f"{much}-{alpha}" for much in ("limited", "ample") for alpha in ("0.1", "0.5", "even"))
