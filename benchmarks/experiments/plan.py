@@ -70,6 +70,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "tap": _TAP,
     "tap_no_stage1": {**_TAP, "stage1": False},
     "tap_no_selection": {**_TAP, "selection": False},
+    "tap_by_error": {**_TAP, "selection_by": "error"},
     "tap_no_mixture": {**_TAP, "distillation": {"teacher_share": 0.0}},
     "tap_hard": {**_TAP, "decision": "paired", "replacement": "hard"},
     "tap_paper": {"name": "tap_paper", "distillation": {"steps": P, "learning_rate": RATE}},

@@ -18,7 +18,7 @@ from tap_core.settings.base import AlgorithmSettings, Settings, one_of
 from tap_core.settings.per_kind import Betas, Margins
 from tap_core.training.optimizer import warmed_up
 from tap_core.triggers import DECISIONS, INDICATORS
-from tap_core.triggers.base import ComponentIndicator, Evidence
+from tap_core.triggers.base import ComponentIndicator, Evidence, ExampleIndicator
 
 if TYPE_CHECKING:
     from tap_core.algorithms.base import Tensors
@@ -104,6 +104,9 @@ class TapSettings(AlgorithmSettings):
         default=True,
         description="Whether each task chooses at the end, on its decision set, what answers for it.",
     )
+    selection_by: Annotated[str, one_of(INDICATORS)] = Field(
+        default="loss", description="What the held-out examples are scored by in that choice."
+    )
     distillation: DistillationSettings = Field(default=DistillationSettings(), description="Stage 2.")
 
     @model_validator(mode="after")
@@ -113,6 +116,12 @@ class TapSettings(AlgorithmSettings):
                 f"'indicator' {self.indicator!r} is never asked by 'decision' {self.decision!r}; "
                 'set decision = "paired", or leave the indicator out'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _selection_is_by_examples(self) -> "TapSettings":
+        if issubclass(INDICATORS[self.selection_by], ComponentIndicator):
+            raise ValueError(f"'selection_by' {self.selection_by!r} scores components, not examples; name another")
         return self
 
     @property
@@ -131,6 +140,7 @@ class Tap(Algorithm[TapSettings]):
         super().__init__(config, settings)
         self.decision = DECISIONS.named(settings.decision)(settings)
         self.indicator = INDICATORS.named(settings.indicator)()
+        self.selection_by = INDICATORS.named(settings.selection_by)()
 
     def personalize(self, local: "Local", round_number: int, state: DeviceState, federated: Federated) -> Personal:
         """Section 4, steps 3 and 4."""
@@ -227,11 +237,12 @@ class Tap(Algorithm[TapSettings]):
 
     def _selected(self, local: "Local", personal: "Tensors", sets: "Mapping[str, Tensors]") -> Final:
         """Each task's choice among the sets, of which the simpler come first."""
-        losses: dict[TaskName, dict[str, np.ndarray]] = {task.name: {} for task in local.tasks}
+        assert isinstance(self.selection_by, ExampleIndicator)
+        scores: dict[TaskName, dict[str, np.ndarray]] = {task.name: {} for task in local.tasks}
         for name, values in sets.items():
             local.model.load("personal", values)
             for task in local.tasks:
-                losses[task.name][name] = local.losses("personal", task)
-        chosen = {task: select(found) for task, found in losses.items()}
+                scores[task.name][name] = local.scores(self.selection_by, "personal", task)
+        chosen = {task: select(found) for task, found in scores.items()}
         others = {task: name for task, name in chosen.items() if sets[name] is not personal}
         return Final(personal, others, {name: sets[name] for name in sorted(set(others.values()))})

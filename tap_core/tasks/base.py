@@ -191,6 +191,19 @@ class TaskKind(ABC):
         """
         return self.loss(output, target)
 
+    def error(self, output: "Tensor", target: "Tensor") -> "Tensor":
+        """How wrong an answer is, as the first metric counts; where the output of one example does not show it, the
+        loss stands in for it.
+
+        Args:
+            output: What the decoder put out (n, ...).
+            target: What `encode` made (n, ...).
+
+        Returns:
+            Of each example, float32 (n,).
+        """
+        return self.loss(output, target)
+
     # --- answers
 
     @abstractmethod

@@ -56,6 +56,10 @@ class Classification(TaskKind):
 
         return kl_divergence(student, teacher, temperature)
 
+    def error(self, output: "Tensor", target: "Tensor") -> "Tensor":
+        """1 for a wrong class, 0 for the right one."""
+        return (output.argmax(dim=1) != target).float()
+
     def uncertainty(self, output: "Tensor", target: "Tensor") -> "Tensor":
         from tap_core.tasks.losses import entropy
 

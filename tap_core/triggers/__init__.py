@@ -11,6 +11,7 @@ __all__ = ["DECISIONS", "INDICATORS", "ComponentIndicator", "Decision", "Evidenc
 
 INDICATORS: Registry[type[ExampleIndicator] | type[ComponentIndicator]] = Registry("indicator", "tap_edge.indicators")
 INDICATORS.add("loss", "tap_core.triggers.loss:Loss")
+INDICATORS.add("error", "tap_core.triggers.error:Error")
 INDICATORS.add("uncertainty", "tap_core.triggers.uncertainty:Uncertainty")
 INDICATORS.add("alignment", "tap_core.triggers.alignment:Alignment")
 INDICATORS.add("gradient", "tap_core.triggers.gradient:Gradient")

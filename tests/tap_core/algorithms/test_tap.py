@@ -172,6 +172,18 @@ def test_each_task_selects_what_answers_for_it(participant: Make) -> None:
         assert chosen.mean() <= simplest.mean()
 
 
+@pytest.mark.parametrize(("by", "chosen"), [("loss", "stage1"), ("error", "received")])
+def test_selection_is_by_what_the_settings_name(participant: Make, by: str, chosen: str) -> None:
+    """The received set answers as the personal one does, and is hardly sure of it: more loss, and no more errors."""
+    tables = {"selection": True, "selection_by": by, "distillation": {"steps": 0}}
+    device = participant("colour", algorithm=tables, decision=40)
+    good = learnt(device)
+    head = good["decoder/colour"]
+    unsure = {key: value * 1e-2 if key.startswith("outer") else value for key, value in head.items()}
+    end = device.finish({**good, "decoder/colour": unsure}, state(good, ("colour",)))
+    assert end.state.selected.get("colour", "stage1") == chosen
+
+
 def test_selection_may_choose_a_mean(participant: Make) -> None:
     """Teacher and personal set are two noises round one good set."""
     device = participant("colour", algorithm={"selection": True, "distillation": {"learning_rate": 1e-12}}, decision=60)

@@ -122,6 +122,11 @@ def test_an_indicator_that_no_decision_asks_is_refused(tmp_path: Path) -> None:
     assert load_toml(write(tmp_path, GOOD + table + 'decision = "paired"\n'), FederationConfig).cuts_decision_set
 
 
+def test_selection_by_components_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'selection_by' 'gradient' scores components, not examples; name another"):
+        load_toml(write(tmp_path, GOOD + '[algorithm]\nselection_by = "gradient"'), FederationConfig)
+
+
 def test_a_value_stands_once_in_what_is_said_of_it(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_toml(write(tmp_path, GOOD + '[rounds]\nsampler = "unform"'), FederationConfig)

@@ -32,7 +32,7 @@ def local(mini_config: Make, mini_model: Make, mini_examples: Make, randomise: M
     return make
 
 
-@pytest.mark.parametrize("name", ["loss", "uncertainty", "alignment"])
+@pytest.mark.parametrize("name", ["loss", "error", "uncertainty", "alignment"])
 @pytest.mark.parametrize("task", TASKS)
 def test_every_indicator_scores_each_example_of_both_sets(local: Make, name: str, task: str) -> None:
     device = local(task)
@@ -50,6 +50,19 @@ def test_an_indicator_is_of_examples_or_of_components_and_can_do_all_that_it_off
         assert hasattr(indicator, "scores") == issubclass(indicator, ExampleIndicator)
         assert not inspect.isabstract(indicator)
     assert [name for name in INDICATORS if issubclass(INDICATORS[name], ComponentIndicator)] == ["gradient"]
+
+
+def test_the_error_of_a_class_is_whether_it_is_wrong_and_of_the_rest_their_loss(local: Make) -> None:
+    device = local("colour", "redraw")
+    output, target = torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.1, 3.0], [1.0, 5.0, 0.0]]), torch.tensor([0, 1, 1])
+    assert task_kind("image_classification").error(output, target).tolist() == [0, 1, 0]
+    scores = {
+        (task, name): device.scores(INDICATORS[name](), "personal", device.model.tasks[task])
+        for task in ("colour", "redraw")
+        for name in ("loss", "error")
+    }
+    assert set(scores["colour", "error"]) <= {0.0, 1.0}
+    assert np.array_equal(scores["redraw", "error"], scores["redraw", "loss"])
 
 
 def test_uncertainty_is_the_entropy_of_the_prediction() -> None:
