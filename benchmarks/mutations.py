@@ -32,7 +32,17 @@ else:
 
 ROOT = Path(__file__).parents[1]
 LIST = Path(__file__).with_suffix(".toml")
-COPIED = ("benchmarks", "coordinator", "deploy", "edge_client", "protocol", "tap_core", "tests", "pyproject.toml")
+COPIED = (
+    "benchmarks",
+    "coordinator",
+    "deploy",
+    "docs",
+    "edge_client",
+    "protocol",
+    "tap_core",
+    "tests",
+    "pyproject.toml",
+)
 FAILED = 1
 """pytest's exit code when a test has failed; any other but 0 says that it could not run them."""
 

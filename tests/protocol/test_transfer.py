@@ -5,7 +5,7 @@ import pytest
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.messages import CHUNK
 from protocol.tensors import digest_of
-from protocol.transfer import Incoming, pieces
+from protocol.transfer import Incoming, Transfers, pieces
 
 BLOB = bytes(range(100))
 
@@ -73,3 +73,16 @@ def test_half_a_blob_is_not_given_out():
     arriving.add(0, BLOB[:99])
     with pytest.raises(LocalProtocolError, match="99 of 100"):
         arriving.data()
+
+
+@pytest.mark.parametrize(("size", "kept"), [(len(BLOB), True), (len(BLOB) + 1, False)])
+def test_what_is_offered_with_another_size_begins_anew(size, kept):
+    half = incoming()
+    half.add(0, BLOB[:33])
+    partial = {half.digest: half}
+    transfers = Transfers(partial)
+    transfers.offer({half.digest: size}, by_peer=True)
+    assert (half.digest in partial) == kept
+    assert transfers.expect(half.digest, size) == (33 if kept else 0)
+    transfers.offer({}, by_peer=True)
+    assert not partial

@@ -42,6 +42,13 @@ def test_small_terms_survive_because_the_sum_is_in_float64():
     assert aggregate(updates, FLOAT32)["w"].tolist() == [0.25]
 
 
+def test_devices_are_summed_in_the_order_of_their_names():
+    """In float64 too the order decides what is lost: 1e30 and -1e30 must meet before the 1 comes."""
+    updates = {"c": (1, tensors(1)), "b": (1, tensors(-1e30)), "a": (1, tensors(1e30))}
+    orders = [dict(sorted(updates.items())), updates, {name: updates[name] for name in "bca"}]
+    assert [aggregate(order, FLOAT32)["w"].tolist() for order in orders] == [[np.float32(1 / 3)]] * 3
+
+
 @given(
     values=st.lists(
         st.tuples(st.integers(1, 10**6), st.integers(-1000, 1000)),

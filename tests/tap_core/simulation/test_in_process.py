@@ -1,16 +1,17 @@
 """The whole method in one process: what is averaged, what stays at home, and what happens when owners come and go."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tap_core.aggregation import aggregate
-from tap_core.algorithms.participant import Participant
+from tap_core.algorithms.participant import LocalUpdate, Participant
 from tap_core.components import owned_components
 from tap_core.settings.runtime import Runtime
-from tap_core.simulation.in_process import simulate
+from tap_core.simulation.in_process import next_components, simulate
 
 Make = Callable[..., Any]
 TASKS = {"asker": ("ask",), "painter": ("colour",), "reader": ("letters",)}
@@ -80,6 +81,19 @@ def test_with_a_cohort_of_two_nobody_sends_what_only_he_owns_and_all_ends_alike(
             assert same(final[name], averaged.components[name])
             assert name not in kept or same(at_home.components[name], apart.version_0[name])
         assert at_home.devices[device].results == averaged.devices[device].results
+
+
+def test_a_component_with_one_report_in_a_round_keeps_its_value(mini_config: Make) -> None:
+    """Whoever owns it: its average would be that device's update."""
+    config = mini_config(rounds={"min_cohort": 2})
+    W = {name: {"w": np.zeros(2, np.float32)} for name in ("encoder/image", "encoder/text")}
+
+    def outcome(*names: str) -> Any:
+        sent = {name: {"w": np.ones(2, np.float32)} for name in names}
+        return SimpleNamespace(update=LocalUpdate(0, dict.fromkeys(names, 5), sent))
+
+    outcomes = {"a": outcome("encoder/image", "encoder/text"), "b": outcome("encoder/image")}
+    assert list(next_components(W, outcomes, config)) == ["encoder/image"]
 
 
 def test_one_that_is_not_sampled_keeps_its_value_at_home(world: Make) -> None:

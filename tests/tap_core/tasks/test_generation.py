@@ -47,6 +47,20 @@ def test_greedy_with_the_cache_is_greedy_without(mini_model: Make, mini_examples
         assert found == [w for w in words[1:] if w != end]
 
 
+def test_a_word_is_foretold_from_the_words_before_it_alone(
+    mini_model: Make, mini_examples: Make, randomise: Make
+) -> None:
+    """In training all words of an answer are given at once, and none may see what it is asked for."""
+    model, decoder, tokens, mask = setup(mini_model, mini_examples, randomise)
+    words = torch.tensor([[model.preprocessor.special.start, 5, 6, 7]] * len(tokens))
+    others = words.clone()
+    others[:, 2:] = torch.tensor([9, 10])
+    with torch.no_grad():
+        (one, _), (other, _) = (decoder(tokens, mask, given, model.embeddings) for given in (words, others))
+    assert torch.allclose(one[:, :2], other[:, :2], atol=1e-5)
+    assert not torch.allclose(one[:, 2:], other[:, 2:], atol=1e-5)
+
+
 def test_beams_find_answers_at_least_as_likely(mini_model: Make, mini_examples: Make, randomise: Make) -> None:
     model, decoder, tokens, mask = setup(mini_model, mini_examples, randomise)
     start, end = model.preprocessor.special.start, model.preprocessor.special.end
