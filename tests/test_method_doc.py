@@ -118,12 +118,7 @@ def test_the_defaults_are_those_of_the_settings() -> None:
     rows = re.findall(r"^\| `([\w.]+)`[^|]*\| (\S+) \|", SECTIONS[6], re.MULTILINE)
     assert len(rows) > 15
     config = FederationConfig.model_validate(
-        {
-            "name": "f",
-            "foundation": "f",
-            "tasks": {"t": {"kind": "text_generation", "inputs": ["text"]}},
-            "algorithm": {"name": "tap_paper"},
-        }
+        {"name": "f", "foundation": "f", "tasks": {"t": {"kind": "text_generation", "inputs": ["text"]}}}
     )
     for key, told in rows:
         value: object = config

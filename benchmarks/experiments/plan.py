@@ -3,26 +3,27 @@
 All personal algorithms have one budget of local steps beside the federated ones, rounds x tau + `MORE`, one patience.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from experiments.devices import PATTERNS, Split
-from tap_core.algorithms.tap import DistillationSettings
 from tap_core.settings.federation import FederationConfig
 from tap_core.settings.toml import load_toml
 
 FILE = Path(__file__).with_name("federation.toml")
 
-MORE = DistillationSettings().steps + (DistillationSettings().teacher_steps or 0)
-"""Local steps that a personal algorithm may have beside tau a round: TAP's teacher and student together."""
-P = DistillationSettings().steps
-"""Of these, the student's; these and the other settings of TAP are its defaults."""
-PATIENCE = DistillationSettings().patience
+MORE = 200
+"""Local steps that a personal algorithm may have beside tau a round."""
+P = 50
+"""Of these the student's in TAP's stage 2. In `tap` the teacher has as many, so that 100 are left over."""
 RATE = 1e-3
-"""Of the paper's stage 2."""
+"""Of the student, and of the teacher in `tap`: a third of the rounds' rate."""
+PATIENCE = 25
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,24 @@ MAIN = tuple(f"{much}-{alpha}" for much in ("limited", "ample") for alpha in ("0
 """The conditions of the main table."""
 SEEDS = (1, 2, 3, 4, 5)
 
-_TAP: dict[str, Any] = {"name": "tap"}
 _MORE = {"steps": MORE, "patience": PATIENCE}
+_STAGE_2 = {"steps": P, "learning_rate": RATE}
+_STAGE_2_HELD_OUT = {
+    **_STAGE_2,
+    "teacher_steps": MORE - P,
+    "teacher_learning_rate": 3e-3,
+    "teacher_share": 0.5,
+    "average": True,
+    "patience": PATIENCE,
+}
+_TAP: dict[str, Any] = {"name": "tap", "distillation": _STAGE_2}
+_HELD_OUT: dict[str, Any] = {
+    "name": "tap",
+    "decision": "always",
+    "replacement": "soft",
+    "selection": True,
+    "distillation": _STAGE_2_HELD_OUT,
+}
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "fedavg": {"name": "fedavg"},
@@ -68,13 +85,21 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "ditto": {"name": "ditto", **_MORE},
     "pfedme": {"name": "pfedme", **_MORE},
     "tap": _TAP,
-    "tap_no_stage1": {**_TAP, "stage1": False},
-    "tap_no_selection": {**_TAP, "selection": False},
-    "tap_by_error": {**_TAP, "selection_by": "error"},
-    "tap_no_mixture": {**_TAP, "distillation": {"teacher_share": 0.0}},
-    "tap_hard": {**_TAP, "decision": "paired", "replacement": "hard"},
-    "tap_paper": {"name": "tap_paper", "distillation": {"steps": P, "learning_rate": RATE}},
+    "tap_mean": {**_TAP, "distillation": {**_STAGE_2, "average": True}},
+    "tap_held_out": _HELD_OUT,
+    "tap_held_out_by_error": {**_HELD_OUT, "selection_by": "error"},
+    "tap_held_out_no_stage1": {**_HELD_OUT, "stage1": False},
+    "tap_held_out_no_selection": {**_HELD_OUT, "selection": False},
+    "tap_held_out_no_mixture": {**_HELD_OUT, "distillation": {**_STAGE_2_HELD_OUT, "teacher_share": 0.0}},
+    "tap_held_out_hard": {**_HELD_OUT, "decision": "paired", "replacement": "hard"},
 }
+"""Settings of `[algorithm]` by the name in the tables."""
+
+
+def digest(condition: Condition, seed: int, algorithm: Mapping[str, Any]) -> str:
+    """What tells results of these settings from those of others. Defaults of the product do not enter it."""
+    given = {"condition": asdict(condition), "seed": seed, "algorithm": algorithm, "base": FILE.read_text("utf-8")}
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @cache

@@ -149,6 +149,8 @@ def main() -> None:
     options = parser.parse_args()
     for condition in options.conditions:
         table = load(options.results, condition)
+        if "fedavg" not in table:
+            raise SystemExit(f"error: {options.results} holds no lines of {condition!r}; run it with run.py or all.py")
         seeds = sorted({key[0] for key in table["fedavg"]})
         print(f"{condition}: seeds {', '.join(map(str, seeds))}\n")
         against = [name for name in options.against or ("fedavg_finetune", "local") if name in table]

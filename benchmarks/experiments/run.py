@@ -3,8 +3,8 @@
     python benchmarks/experiments/run.py --condition limited-0.5 --seed 1 --algorithm tap --algorithm fedavg_finetune
 
 A file holds JSON lines: for each algorithm, device and task the error on the device's test split at the end, with what
-the algorithm cost the device. What a file holds already is not computed again. It knows conditions and algorithms by
-name (`plan`); it does not know how results are compared (`report`).
+the algorithm cost the device. What a file holds is not computed again, unless what the plan says of it has changed. It
+knows conditions and algorithms by name (`plan`); it does not know how results are compared (`report`).
 """
 
 import argparse
@@ -24,10 +24,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process a core is faster, a
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.devices import devices
-from experiments.plan import ALGORITHMS, CONDITIONS, Condition, configured
+from experiments.plan import ALGORITHMS, CONDITIONS, Condition, configured, digest
 from tap_core.algorithms.base import DeviceState, Final, on_wire
 from tap_core.algorithms.device import Local
 from tap_core.algorithms.participant import FederatedPart, FinishOutcome, Participant, RoundOutcome
+from tap_core.files import new_file
 from tap_core.foundations import load_foundation
 from tap_core.model.tap_model import build_model
 from tap_core.simulation.in_process import simulate_all
@@ -132,11 +133,9 @@ def lines(outcome: FinishOutcome) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def known(path: Path) -> set[str]:
-    """The algorithms whose lines a file holds."""
-    if not path.is_file():
-        return set()
-    return {json.loads(line)["algorithm"] for line in path.read_text(encoding="utf-8").splitlines()}
+def known(path: Path) -> list[dict[str, Any]]:
+    """The lines that a file holds."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -147,13 +146,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     path = options.out / f"{options.condition}-{options.seed}.jsonl"
-    wanted = [name for name in options.algorithm or ALGORITHMS if name not in known(path)]
+    condition, held = CONDITIONS[options.condition], known(path)
+    settings = {name: digest(condition, options.seed, ALGORITHMS[name]) for name in options.algorithm or ALGORITHMS}
+    done = {line["algorithm"] for line in held if line["settings"] == settings.get(line["algorithm"])}
+    wanted = {name: ALGORITHMS[name] for name in settings if name not in done}
     if not wanted:
         return
-    found = run(CONDITIONS[options.condition], options.seed, {name: ALGORITHMS[name] for name in wanted}, show=True)
+    found = [
+        {"settings": settings[line["algorithm"]], **line} for line in run(condition, options.seed, wanted, show=True)
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(line) + "\n" for line in found))
+    rows = [line for line in held if line["algorithm"] not in wanted] + found
+    with new_file(path) as file:
+        file.write("".join(json.dumps(line) + "\n" for line in rows).encode())
 
 
 if __name__ == "__main__":

@@ -42,7 +42,6 @@ else:
 
 ALGORITHMS: "Registry[type[Algorithm[Any]]]" = Registry("algorithm", "tap_edge.algorithms")
 ALGORITHMS.add("tap", "tap_core.algorithms.tap:Tap")
-ALGORITHMS.add("tap_paper", "tap_core.algorithms.tap_paper:PaperTap")
 ALGORITHMS.add("local", "tap_core.algorithms.local:LocalOnly")
 ALGORITHMS.add("fedavg", "tap_core.algorithms.fedavg:FedAvg")
 ALGORITHMS.add("fedavg_finetune", "tap_core.algorithms.fedavg_finetune:FedAvgFinetune")

@@ -21,11 +21,12 @@ class FineTuning(AlgorithmSettings):
     patience: int = Field(
         default=0,
         ge=0,
-        description="Steps that may bring nothing on the decision sets before training ends, with the best values; 0: "
-        "all steps in any case.",
+        description="Steps that may bring nothing on the decision sets before training ends, with the best values "
+        "unless `average` says otherwise; 0: all steps in any case.",
     )
     average: bool = Field(
-        default=False, description="Whether training ends with the mean of the values after each step, not the last."
+        default=False,
+        description="Whether training ends with the mean of the values after each step.",
     )
 
     @property

@@ -6,7 +6,7 @@ It reads as the sections do. It does not know who carries tensors, files or othe
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -34,42 +34,38 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 class DistillationSettings(Settings):
     """Stage 2 (docs/method.md section 5)."""
 
-    steps: int = Field(default=50, ge=0, description="P, steps of the student at most; 0 skips stage 2.")
-    learning_rate: float | None = Field(
-        default=None, gt=0, description="Of the student, constant; left out: a third of training.learning_rate."
+    steps: int = Field(
+        default=50, ge=0, description="P, steps of the teacher and then of the student; 0 skips stage 2."
     )
+    learning_rate: float = Field(default=1e-4, gt=0, description="Constant, of teacher and student.")
     teacher_steps: int | None = Field(
-        default=150, ge=0, description="Steps of the teacher at most; left out: as many as the student's."
+        default=None, ge=0, description="Steps of the teacher; left out: as many as the student's."
     )
     teacher_learning_rate: float | None = Field(
-        default=None, gt=0, description="Of the teacher, constant; left out: training.learning_rate."
+        default=None, gt=0, description="Of the teacher; left out: the student's."
     )
     teacher_share: float = Field(
-        default=0.5,
+        default=0.0,
         ge=0,
         le=1,
         description="The student starts from the mixture of the personal set and so much of the teacher.",
     )
     average: bool = Field(
-        default=True,
-        description="Whether teacher and student end with the mean of their values after each step, not the last.",
+        default=False,
+        description="Whether teacher and student end with the mean of their values after each step.",
     )
     temperature: float = Field(default=1.0, gt=0, description="T of the softmax.")
     beta: Betas = Field(default=Betas(), description="By task kind: the weight of distillation beside the task's loss.")
     patience: int = Field(
-        default=25,
+        default=0,
         ge=0,
         description="Steps that may bring nothing on the decision sets before teacher or student ends its training, "
-        "with the best values; 0: all steps in any case.",
+        "with the best values unless `average` says otherwise; 0: all steps in any case.",
     )
     skip_worse: bool = Field(
         default=False,
         description="Whether a task is not taught whose teacher is worse than the personal set on the decision set.",
     )
-
-    def rates(self, rounds: float) -> tuple[float, float]:
-        """The teacher's and the student's, beside the rate of the rounds."""
-        return self.teacher_learning_rate or rounds, self.learning_rate or rounds / 3
 
 
 class TapSettings(AlgorithmSettings):
@@ -79,7 +75,7 @@ class TapSettings(AlgorithmSettings):
         default="loss", description="What held-out examples are scored by, for decisions that compare on them."
     )
     decision: Annotated[str, one_of(DECISIONS)] = Field(
-        default="always", description="When a task takes over the federated components."
+        default="fixed", description="When a task takes over the federated components."
     )
     margins: Margins = Field(
         default=Margins(),
@@ -93,7 +89,7 @@ class TapSettings(AlgorithmSettings):
         default=1.0, ge=0, description="For the decision paired: standard errors by which the federated set is better."
     )
     replacement: Literal["hard", "soft"] = Field(
-        default="soft",
+        default="hard",
         description="Whether what is replaced becomes a copy, or the mixture that is best on the decision sets.",
     )
     stage1: bool = Field(
@@ -101,7 +97,7 @@ class TapSettings(AlgorithmSettings):
         description="Whether rounds train a personal set; if not, stage 2 starts from the global one.",
     )
     selection: bool = Field(
-        default=True,
+        default=False,
         description="Whether each task chooses at the end, on its decision set, what answers for it.",
     )
     selection_by: Annotated[str, one_of(INDICATORS)] = Field(
@@ -134,7 +130,7 @@ class TapSettings(AlgorithmSettings):
 class Tap(Algorithm[TapSettings]):
     """Replacement by a trigger in stage 1, distillation in stage 2."""
 
-    Settings: ClassVar[type[TapSettings]] = TapSettings
+    Settings = TapSettings
 
     def __init__(self, config: "FederationConfig", settings: TapSettings) -> None:
         super().__init__(config, settings)
@@ -170,13 +166,14 @@ class Tap(Algorithm[TapSettings]):
         if settings.steps:
             train = functools.partial(local.train, patience=settings.patience, average=settings.average)
             steps = settings.steps if settings.teacher_steps is None else settings.teacher_steps
-            rate, student_rate = settings.rates(self.config.training.learning_rate)
+            rate = settings.teacher_learning_rate or settings.learning_rate
             train("federated", "teacher", "stage 2", steps=steps, learning_rate=rate)
             if settings.teacher_share:
                 model.load("personal", mixed(sets["stage1"], model.state("federated"), settings.teacher_share))
             taught = None if not settings.skip_worse else self._taught(local)
             extra = teaching(model, settings, local.accelerator, taught)
-            train("personal", "student", "stage 2", steps=settings.steps, learning_rate=student_rate, extra=extra)
+            steps, rate = settings.steps, settings.learning_rate
+            train("personal", "student", "stage 2", steps=steps, learning_rate=rate, extra=extra)
         personal = model.state("personal") if settings.steps else sets["stage1"]
         if not self.settings.selection:
             return Final(personal)

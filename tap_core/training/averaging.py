@@ -1,4 +1,4 @@
-"""The mean of a parameter set's values over a phase of training (Polyak and Juditsky 1992; docs/method.md section 9).
+"""The mean of a parameter set's values over a phase of training (Polyak and Juditsky 1992; docs/method.md section 5).
 
 With few examples the last values follow the last batches; their mean does so less, and costs an addition a step. It
 knows a set's values after each step. It does not know what is trained, or why.

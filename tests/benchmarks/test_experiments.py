@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from experiments import plan, report
+from experiments import plan, report, run
 from experiments.devices import PATTERNS, Split, devices
 
 from tap_core.settings.federation import FederationConfig
@@ -95,6 +95,33 @@ def test_a_conditions_table_has_scores_kinds_worst_devices_and_costs(tmp_path):
     assert head == "| algorithm | error | less fedavg_finetune | worst tenth | multilabel | steps | seconds |"
     assert first.startswith("| local | 0.500 | -0.500 (") and first.endswith("| 0.50 | 0.120 | 30 | 1.5 |")
     assert all("| 1.000 | +0.000 (+0.000 to +0.000) |" in row for row in others)
+
+
+def test_what_is_there_is_not_run_again_unless_its_plan_changes(tmp_path, monkeypatch):
+    ran = []
+
+    def pretended(condition, seed, algorithms, show):
+        ran.append(sorted(algorithms))
+        return [{"algorithm": name, "personal": len(ran)} for name in algorithms]
+
+    def go(*names):
+        run.main(["--condition", "quick", "--seed", "3", "--out", str(tmp_path), *(f"--algorithm={n}" for n in names)])
+        return {line["algorithm"]: line["personal"] for line in run.known(tmp_path / "quick-3.jsonl")}
+
+    monkeypatch.setattr(run, "run", pretended)
+    assert go("fedavg", "local") == {"fedavg": 1, "local": 1}
+    assert go("fedavg", "local", "tap") == {"fedavg": 1, "local": 1, "tap": 2}
+    monkeypatch.setitem(plan.ALGORITHMS, "local", {"name": "local", "steps": 1})
+    assert go("fedavg", "local") == {"fedavg": 1, "tap": 2, "local": 3}
+    assert ran == [["fedavg", "local"], ["tap"], ["local"]]
+
+
+def test_the_committed_lines_are_of_the_plan_as_it_is():
+    for path in run.RESULTS.glob("*.jsonl"):
+        name, _, seed = path.stem.rpartition("-")
+        for line in run.known(path):
+            wanted = plan.digest(plan.CONDITIONS[name], int(seed), plan.ALGORITHMS[line["algorithm"]])
+            assert line["settings"] == wanted, (path.name, line["algorithm"])
 
 
 def test_every_algorithm_has_the_same_data_and_seed_in_every_condition():

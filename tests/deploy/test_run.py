@@ -47,9 +47,6 @@ batch_size = 4
 warmup_rounds = 0
 text_length = 16
 
-[algorithm]
-name = "tap_paper"
-
 [algorithm.distillation]
 steps = 2
 """

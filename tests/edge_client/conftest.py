@@ -44,7 +44,6 @@ def federation() -> FederationConfig:
             "name": "demo",
             "foundation": "tiny",
             "seed": 7,
-            "algorithm": {"name": "tap_paper"},  # most tests have too few examples to hold any out
             "rounds": {"total": 3},
             "tasks": {
                 "animals": {"kind": "image_classification", "inputs": ["image"], "classes": ["cat", "dog"]},

@@ -27,7 +27,7 @@ DEVICES: Mapping[str, Sequence[str]] = {"asker": ("ask",), "painter": ("colour",
 TABLES: dict[str, Any] = {
     "rounds": {"total": 3, "clients_per_round": 2, "min_updates": 2, "min_devices": 3, "deadline": 300},
     "training": {"steps": 8},
-    "algorithm": {"name": "tap_paper", "distillation": {"steps": 4}},
+    "algorithm": {"distillation": {"steps": 4}},
 }
 LIMIT = 300.0
 Process = subprocess.Popen[bytes] | forked.Forked

@@ -22,7 +22,7 @@ TABLES: dict[str, Any] = {
     "tasks": {"letters": mini.MINI_TASKS["letters"]},
     "rounds": {"total": 2, "clients_per_round": 2, "min_updates": 2, "min_devices": 2, "deadline": 300},
     "training": {"steps": 2},
-    "algorithm": {"name": "tap_paper", "distillation": {"steps": 1}},
+    "algorithm": {"distillation": {"steps": 1}},
     "model": {"stage_layers": 1},
 }
 

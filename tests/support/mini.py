@@ -59,9 +59,9 @@ def mini_settings(foundation: Path, **tables: Any) -> Any:
         "tasks": MINI_TASKS,
         "rounds": {"total": 3, "clients_per_round": 2},
         "training": {"steps": 3, "batch_size": 6, "learning_rate": 3e-3, "warmup_rounds": 0, "text_length": 16},
-        "algorithm": {"name": "tap_paper", "distillation": {"steps": 3}},
+        "algorithm": {"distillation": {"steps": 3}},
     }
-    if not tables.get("algorithm", {}).get("name", "tap").startswith("tap"):
+    if tables.get("algorithm", {}).get("name", "tap") != "tap":
         del values["algorithm"]["distillation"]  # it is TAP's
     for name, table in tables.items():
         merge = isinstance(table, dict) and name != "tasks"

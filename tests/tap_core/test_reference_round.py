@@ -44,7 +44,6 @@ TABLES: dict[str, Any] = {
     },
     "lora": {"dropout": 0.3},
     "algorithm": {
-        "name": "tap_paper",
         "margins": dict.fromkeys(KINDS, 0.0) | {"text_classification": 5.0},
         "distillation": {"steps": 2, "learning_rate": 1e-3, "temperature": 2.0, "beta": dict.fromkeys(KINDS, 0.7)},
     },

@@ -22,7 +22,7 @@ COMMANDS = ("init", "simulate", "demo")
 TABLES = {
     "rounds": {"total": 2, "clients_per_round": 2, "min_updates": 2, "min_devices": 3},
     "training": {"steps": 1},
-    "algorithm": {"name": "tap_paper", "distillation": {"steps": 1}},
+    "algorithm": {"distillation": {"steps": 1}},
 }
 
 

@@ -278,7 +278,7 @@ def test_a_small_federation_of_all_kinds_runs_and_its_export_predicts_without_to
         model={"stage_layers": 1},
         rounds={"total": 1},
         training={"steps": 1},
-        algorithm={"name": "tap_paper", "distillation": {"steps": 1}},
+        algorithm={"distillation": {"steps": 1}},
     )
     foundation = load_foundation(config.foundation)
     participants = {}

@@ -24,22 +24,8 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_defaults_are_the_authors_but_for_tap_on_held_out_examples(tmp_path: Path) -> None:
+def test_defaults_are_the_authors(tmp_path: Path) -> None:
     config = load_toml(write(tmp_path, GOOD), FederationConfig)
-    paper = load_toml(write(tmp_path, GOOD + '[algorithm]\nname = "tap_paper"'), FederationConfig)
-    assert config.cuts_decision_set and not paper.cuts_decision_set
-    stage2 = paper.algorithm.distillation
-    assert (stage2.steps, stage2.teacher_steps, stage2.learning_rate, stage2.patience) == (50, None, 1e-4, 0)
-    assert (paper.algorithm.decision, paper.algorithm.replacement, paper.algorithm.selection) == (
-        "fixed",
-        "hard",
-        False,
-    )
-    some = load_toml(
-        write(tmp_path, GOOD + '[algorithm]\nname = "tap_paper"\n[algorithm.distillation]\nsteps = 7'), FederationConfig
-    )
-    assert (some.algorithm.distillation.steps, some.algorithm.distillation.average) == (7, False)
-    assert FederationConfig.model_validate_json(some.model_dump_json()) == some
     assert config.tasks["label"].name == "label"
     assert (config.lora.encoder.rank, config.lora.attention.alpha, config.lora.dropout) == (8, 32, 0.3)
     assert config.algorithm.margins.of("text_generation") == 0.01 and config.algorithm.shared_replacement == "all"
@@ -117,7 +103,7 @@ def test_a_limit_of_norms_is_a_number_a_factor_or_none(tmp_path: Path, written: 
 
 def test_an_indicator_that_no_decision_asks_is_refused(tmp_path: Path) -> None:
     table = '[algorithm]\nindicator = "gradient"\n'
-    with pytest.raises(UsageError, match="'gradient' is never asked by 'decision' 'always'; set decision"):
+    with pytest.raises(UsageError, match="'gradient' is never asked by 'decision' 'fixed'; set decision"):
         load_toml(write(tmp_path, GOOD + table), FederationConfig)
     assert load_toml(write(tmp_path, GOOD + table + 'decision = "paired"\n'), FederationConfig).cuts_decision_set
 
