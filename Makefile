@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: help demo test check bench experiments soak fuzz lint types imports settings install clean
 
 help: ## Print this list.
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 demo: $(STAMP) ## Run a whole federation of five devices on this machine; results in demo-out/.
 	$(BIN)/tap demo --out demo-out

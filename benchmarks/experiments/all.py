@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.plan import MAIN, SEEDS
+from experiments.plan import CONDITIONS, MAIN, SEEDS
 from experiments.run import RESULTS
 
 HERE = Path(__file__).resolve().parent
@@ -29,7 +29,9 @@ QUICK = Path("build") / "experiments-quick"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--condition", action="append", help="may be given again; the main ones by default")
+    parser.add_argument(
+        "--condition", action="append", choices=CONDITIONS, help="may be given again; the main ones by default"
+    )
     parser.add_argument("--seed", action="append", type=int, help="may be given again")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -42,15 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def one(seed: int, condition: str) -> int:
         began = time.monotonic()
         command = [sys.executable, str(HERE / "run.py"), "--condition", condition, "--seed", str(seed)]
-        code = subprocess.run([*command, "--out", str(out)], stderr=subprocess.DEVNULL, check=False).returncode
-        said = "done" if code == 0 else f"failed ({code})"
+        ended = subprocess.run([*command, "--out", str(out)], stderr=subprocess.PIPE, text=True, check=False)
+        said = "done" if ended.returncode == 0 else f"failed ({(ended.stderr.splitlines() or ['no word'])[-1]})"
         print(f"{condition}, seed {seed}: {said} after {time.monotonic() - began:.0f} s", flush=True)
-        return code
+        return ended.returncode
 
     with ThreadPoolExecutor(options.processes) as pool:
         codes = list(pool.map(lambda pair: one(*pair), product(seeds, conditions)))
-    subprocess.run([sys.executable, str(HERE / "report.py"), *conditions, "--results", str(out)], check=True)
-    return 1 if any(codes) else 0
+    report = subprocess.run([sys.executable, str(HERE / "report.py"), *conditions, "--results", str(out)], check=False)
+    return 1 if any(codes) or report.returncode else 0
 
 
 if __name__ == "__main__":
