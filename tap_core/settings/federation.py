@@ -235,7 +235,7 @@ def _settings_of_its_own(values: Any) -> Any:
     except UsageError as error:
         raise ValueError(str(error)) from None
     except ValidationError as error:
-        raise PydanticCustomError("algorithm", "{problem}", {"problem": explain(error, settings)}) from None
+        raise PydanticCustomError("algorithm", "{problem}", {"problem": explain(error, settings, whole="")}) from None
 
 
 class EvaluationConfig(Settings):

@@ -77,10 +77,11 @@ def validate(values: Any, model: type[Model], *, source: str) -> Model:
         raise UsageError(f"{source}: {explain(error, model)}") from None
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
+def explain(error: ValidationError, model: type[BaseModel], whole: str = "the file: ") -> str:
     """The first problem of a validation error in one line, with the nearest known key for an unknown one.
 
-    Unknown keys go first: a misspelt key is also a missing one, and its own name says more.
+    Unknown keys go first: a misspelt key is also a missing one, and its own name says more. A problem of no single key
+    begins with ``whole``.
     """
     problems = error.errors(include_url=False)
     problem = min(problems, key=lambda candidate: candidate["type"] != "extra_forbidden")
@@ -97,7 +98,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     refused = problem.get("input")
     told = isinstance(refused, (Mapping, list)) or repr(refused) in message
     received = "" if told else f" (got {json.dumps(refused, default=str)})"
-    return f"{where or 'the file'}: {message}{received}"
+    return f"{f'{where}: ' if where else whole}{message}{received}"
 
 
 def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -103,13 +103,17 @@ def test_a_limit_of_norms_is_a_number_a_factor_or_none(tmp_path: Path, written: 
 
 def test_an_indicator_that_no_decision_asks_is_refused(tmp_path: Path) -> None:
     table = '[algorithm]\nindicator = "gradient"\n'
-    with pytest.raises(UsageError, match="'gradient' is never asked by 'decision' 'fixed'; set decision"):
+    with pytest.raises(
+        UsageError, match="algorithm: 'indicator' 'gradient' is never asked by 'decision' 'fixed'; set decision"
+    ):
         load_toml(write(tmp_path, GOOD + table), FederationConfig)
     assert load_toml(write(tmp_path, GOOD + table + 'decision = "paired"\n'), FederationConfig).cuts_decision_set
 
 
 def test_selection_by_components_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'selection_by' 'gradient' scores components, not examples; name another"):
+    with pytest.raises(
+        UsageError, match="algorithm: 'selection_by' 'gradient' scores components, not examples; name another"
+    ):
         load_toml(write(tmp_path, GOOD + '[algorithm]\nselection_by = "gradient"'), FederationConfig)
 
 
